@@ -1,0 +1,45 @@
+# `make demo` and `make test` set everything up on a fresh machine: they make .venv, install and run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types examples wheel clean
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/bias-audit demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+examples: $(INSTALLED)
+	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/coco_people.py
+	$(BIN)/python examples/lightning_cli/train.py fit --config examples/lightning_cli/config.yaml
+
+# The built wheel in a clean environment: it must hold everything, and no top-level `callbacks`.
+wheel: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist . > dist.log 2>&1 || (cat dist.log; exit 1)
+	rm -f dist.log
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet dist/*.whl
+	cd / && $(CURDIR)/.venv-wheel/bin/python -c "import importlib.util as u, bias_audit.callbacks; assert u.find_spec('callbacks') is None"
+	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit --help > /dev/null
+
+clean:
+	rm -rf $(VENV) .venv-wheel build dist demo runs *.egg-info

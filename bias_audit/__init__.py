@@ -1,0 +1,72 @@
+"""bias-audit: whether a vision model looks at the right thing for the right reason, watched while it trains.
+
+The names below are loaded when they are first used, so that `bias-audit gate` starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bias_audit.attribution.explain import Heatmaps, explain
+    from bias_audit.audit import Auditor, AuditPlan, audit_model
+    from bias_audit.data.samples import AuditBatch, AuditDataset, AuditSample
+    from bias_audit.gate import GateResult, gate
+    from bias_audit.records import AuditResult, Run, read_run
+    from bias_audit.report import write_report
+    from bias_audit.verdict import Estimate, Finding, Policy, Rule, Verdict
+
+_HOMES = {
+    "AuditBatch": "bias_audit.data.samples",
+    "AuditDataset": "bias_audit.data.samples",
+    "AuditPlan": "bias_audit.audit",
+    "AuditResult": "bias_audit.records",
+    "AuditSample": "bias_audit.data.samples",
+    "Auditor": "bias_audit.audit",
+    "Estimate": "bias_audit.verdict",
+    "Finding": "bias_audit.verdict",
+    "GateResult": "bias_audit.gate",
+    "Heatmaps": "bias_audit.attribution.explain",
+    "Policy": "bias_audit.verdict",
+    "Rule": "bias_audit.verdict",
+    "Run": "bias_audit.records",
+    "Verdict": "bias_audit.verdict",
+    "audit_model": "bias_audit.audit",
+    "explain": "bias_audit.attribution.explain",
+    "gate": "bias_audit.gate",
+    "read_run": "bias_audit.records",
+    "write_report": "bias_audit.report",
+}
+
+__all__ = [
+    "AuditBatch",
+    "AuditDataset",
+    "AuditPlan",
+    "AuditResult",
+    "AuditSample",
+    "Auditor",
+    "Estimate",
+    "Finding",
+    "GateResult",
+    "Heatmaps",
+    "Policy",
+    "Rule",
+    "Run",
+    "Verdict",
+    "audit_model",
+    "explain",
+    "gate",
+    "read_run",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

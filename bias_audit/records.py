@@ -1,0 +1,547 @@
+"""Audits on disk: what one audit measured, written so that a kill at any moment leaves every earlier audit whole.
+
+Enters: a `Manifest` and a `SampleSheet` once, then an `AuditResult` per audit. Leaves: a run directory, and `Run`, the
+same read back.
+
+    manifest.json    what was audited and how; checksummed
+    samples.npz      ids, labels, attributes, thumbnails and region masks of the audited images
+    audits.jsonl     one line per audit, each with its checksum and its predecessor's: estimates, findings, checks
+    audits/*.npz     per audit the heatmaps at their own resolution and every score of every sample
+
+An audit's arrays are written, synced and renamed into place before its line is appended and synced, so a line is never
+without its arrays. A half-written last line is what a kill leaves: readers report it (`Run.torn`), `resume` cuts it.
+
+Neither torch nor Lightning is imported here, and numpy only where arrays are touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from bias_audit.verdict import Estimate, Judgement, Policy, Subjects
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
+
+
+class RecordError(ValueError):
+    """A run directory that cannot be read: the message names the file, the line and what to do."""
+
+
+class Manifest(BaseModel):
+    """What a run audited and how: fixed when the run directory is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    created: str
+    tool: str
+    model: str
+    layer: str
+    methods: tuple[str, ...]
+    target: str
+    sign: str
+    subjects: Subjects
+    fingerprint: str
+    samples_available: Annotated[int, Field(ge=0)]
+    samples_audited: Annotated[int, Field(ge=0)]
+    seed: int
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class SampleSheet:
+    """The audited images, as they do not change from audit to audit.
+
+    `attributes` is `(N, A)` text in the order of `Subjects.attributes`, "" where a sample has none. `thumbnails` are
+    JPEG bytes. `masks` is bool `(N, R, h, w)` at the thumbnails' largest size `(h, w)`, in the order of
+    `Subjects.regions`.
+    """
+
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    attributes: npt.NDArray[np.str_]
+    thumbnails: tuple[bytes, ...]
+    masks: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Every score of every sample at one audit; N samples, M methods, K metrics, R regions and the remainder.
+
+    `values` is float32 `(K, M, N, R + 1)`, NaN where a score is not valid; `metrics`, `methods` and `regions` name its
+    axes. `areas` is `(N, R + 1)`, each region's share of the image, NaN where a sample lacks the region. `maps` is
+    float16 `(M, N, h, w)`, each map divided by its largest absolute value, which `magnitude` `(M, N)` keeps. `margin`
+    `(N,)` is the label's logit minus the largest other.
+    """
+
+    metrics: tuple[str, ...]
+    methods: tuple[str, ...]
+    regions: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int64]
+    margin: npt.NDArray[np.float32]
+    areas: npt.NDArray[np.float32]
+    values: npt.NDArray[np.float32]
+    maps: npt.NDArray[np.float16]
+    magnitude: npt.NDArray[np.float32]
+
+    def of(self, metric: str, method: str, region: str) -> npt.NDArray[np.float32]:
+        """One score for each sample, `(N,)`, NaN where not valid."""
+        k, m, r = self.metrics.index(metric), self.methods.index(method), self.regions.index(region)
+        return self.values[k, m, :, r]
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each sample is classified as its label, `(N,)`."""
+        hits: npt.NDArray[np.bool_] = self.predictions == self.labels
+        return hits
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """One audit less its scores: when, on which weights, what was measured and what follows.
+
+    `trigger` says why it was made; "reference" is the audit before training, from which no gate concludes.
+    """
+
+    step: int
+    epoch: int
+    weights: str
+    created: str
+    seconds: float
+    estimates: tuple[Estimate, ...]
+    judgement: Judgement
+    trigger: str = "manual"
+
+    def estimate(
+        self,
+        metric: str,
+        *,
+        region: str | None = None,
+        class_name: str | None = None,
+        group: str | None = None,
+        method: str | None = None,
+    ) -> Estimate:
+        """The one estimate with exactly these names.
+
+        Raises:
+            KeyError: there is none.
+        """
+        wanted = (metric, region, class_name, group, method)
+        for e in self.estimates:
+            if (e.metric, e.region, e.class_name, e.group, e.method) == wanted:
+                return e
+        raise KeyError(f"no estimate {wanted}")
+
+
+@dataclass(frozen=True)
+class AuditResult(AuditSummary):
+    """One audit, with every sample's scores."""
+
+    scores: SampleScores = field(compare=False, kw_only=True)
+
+    def summary(self) -> AuditSummary:
+        """The same without the scores."""
+        return AuditSummary(**{f.name: getattr(self, f.name) for f in fields(AuditSummary)})
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of audits.jsonl, less its checksums."""
+
+    kind: Literal["audit", "failed", "rewind", "end"]
+    audit: AuditSummary | None = None
+    arrays: str | None = None
+    arrays_bytes: int = 0
+    arrays_sha256: str = ""
+    step: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory read back.
+
+    `audits` are in order of time, without their scores. `torn` says that the last line was cut off while it was
+    written; `failed` why the latest audit could not be made, if it could not; `ended` that training has finished.
+    """
+
+    path: Path
+    manifest: Manifest
+    audits: tuple[AuditSummary, ...]
+    torn: bool
+    ended: bool
+    failed: str = ""
+    _arrays: tuple[_Line, ...] = ()
+
+    def scores(self, index: int) -> SampleScores:
+        """The scores of audit `index`, read from its file and checked against its checksum.
+
+        Raises:
+            RecordError: the file is missing, truncated or changed.
+        """
+        return _read_scores(self.path, self._arrays[index])
+
+    def sheet(self) -> SampleSheet:
+        """The audited images.
+
+        Raises:
+            RecordError: `samples.npz` is missing or cannot be read.
+        """
+        return _read_sheet(self.path / SAMPLES)
+
+
+def now() -> str:
+    """The present moment as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def find_run(path: str | Path) -> Path:
+    """The run directory at `path`, or the only one below it.
+
+    Raises:
+        RecordError: there is none, or more than one.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise RecordError(f"{root}: no such directory: give a run directory (it holds {MANIFEST}) or one above it")
+    found = sorted(_manifests(root))
+    if not found:
+        raise RecordError(f"{root}: no {MANIFEST} here or below: no audit was recorded, or this is another directory")
+    if len(found) > 1:
+        names = ", ".join(str(p) for p in found[:5]) + (" ..." if len(found) > 5 else "")
+        raise RecordError(f"{root}: holds {len(found)} run directories ({names}): name one of them")
+    return found[0]
+
+
+def _manifests(root: Path) -> Iterator[Path]:
+    # A run directory keeps its predecessors inside itself: what lies below a manifest is not searched.
+    for folder, below, files in os.walk(root):
+        if MANIFEST in files:
+            below.clear()
+            yield Path(folder)
+
+
+class RunDirectory:
+    """The writer of a run directory.
+
+    Example:
+        >>> directory = RunDirectory.create(path, manifest, sheet)  # doctest: +SKIP
+        >>> directory.append(result)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path, count: int, last_sha256: str) -> None:
+        self.path = path
+        self._count = count
+        self._last_sha256 = last_sha256
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Manifest, sheet: SampleSheet) -> RunDirectory:
+        """A new run directory; a run that is already there moves to `previous/<its run id>` inside the new one.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            _set_aside(path)
+        (path / AUDITS).parent.mkdir(parents=True, exist_ok=True)
+        (path / "audits").mkdir(exist_ok=True)
+        _write_whole(path / SAMPLES, _sheet_bytes(sheet))
+        _write_whole(path / AUDITS, b"")
+        # The manifest comes last: a directory that has one is complete.
+        _write_whole(path / MANIFEST, _checksummed(manifest.model_dump(mode="json", by_alias=True)))
+        return cls(path, 0, "")
+
+    @classmethod
+    def resume(
+        cls, path: str | Path, source: str | Path, manifest: Manifest, sheet: SampleSheet, step: int
+    ) -> RunDirectory:
+        """Go on with the run in `source` from `step` on: its audits up to `step` are kept, later ones are dropped.
+
+        Where `path` is another directory than `source`, the kept audits are copied and `source` stays as it is.
+
+        Raises:
+            RecordError: `source` cannot be read, or audited another data set, layer or method (says which differs).
+        """
+        run = read_run(source)
+        for name in ("fingerprint", "layer", "methods", "target", "sign"):
+            old, new = getattr(run.manifest, name), getattr(manifest, name)
+            if old != new:
+                raise RecordError(f"{source}: cannot be resumed: its {name} is {old!r}, this audit's is {new!r}")
+        path, source = Path(path), Path(source)
+        if path.resolve() != source.resolve():
+            directory = cls.create(path, manifest.model_copy(update={"run_id": run.manifest.run_id}), sheet)
+            for audit, line in zip(run.audits, run._arrays, strict=True):
+                if audit.step <= step:
+                    directory.append(AuditResult(**vars(audit), scores=_read_scores(source, line)))
+            return directory
+        whole = _whole_lines((source / AUDITS).read_bytes())
+        if run.torn:
+            _write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
+        last = json.loads(whole[-1])["sha256"] if whole else ""
+        directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last)
+        directory._append_line(_Line("rewind", step=step))
+        return directory
+
+    def append(self, result: AuditResult) -> None:
+        """Write one audit, synced to disk when this returns.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        content = _scores_bytes(result.scores)
+        name = f"audits/{self._count:06d}.npz"
+        _write_whole(self.path / name, content)
+        self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content)))
+        self._count += 1
+
+    def fail(self, step: int, reason: str) -> None:
+        """Write that the audit at `step` could not be made: what comes before it is not the latest word."""
+        self._append_line(_Line("failed", step=step, reason=reason))
+
+    def end(self) -> None:
+        """Say that training has finished: no audit follows unless it is resumed."""
+        self._append_line(_Line("end"))
+
+    def _append_line(self, line: _Line) -> None:
+        body = json.loads(_LINE.dump_json(line, exclude_defaults=True))
+        body["previous"] = self._last_sha256
+        digest = _sha256(_canonical(body))
+        text = json.dumps({"body": body, "sha256": digest}, separators=(",", ":"), allow_nan=False)
+        with (self.path / AUDITS).open("ab") as file:
+            file.write(text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._last_sha256 = digest
+
+
+def read_run(path: str | Path) -> Run:
+    """Read the run directory at `path`, or the only one below it.
+
+    Raises:
+        RecordError: there is no run directory, or a file of it is missing, changed or of another version; the message
+            names the file and the line.
+    """
+    root = find_run(path)
+    manifest = _read_manifest(root / MANIFEST)
+    try:
+        content = (root / AUDITS).read_bytes()
+    except OSError as error:
+        raise RecordError(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
+    lines, torn = _parse_lines(root / AUDITS, content)
+    kept: list[_Line] = []
+    ended, failed = False, ""
+    for line in lines:
+        ended = line.kind == "end"
+        if line.kind == "audit":
+            kept.append(line)
+            failed = ""
+        elif line.kind == "failed":
+            failed = f"the audit at step {line.step} failed: {line.reason}"
+        elif line.kind == "rewind" and line.step is not None:
+            limit = line.step
+            kept = [k for k in kept if k.audit is not None and k.audit.step <= limit]
+    for line in kept:
+        _check_arrays(root, line)
+    audits = tuple(line.audit for line in kept if line.audit is not None)
+    return Run(root, manifest, audits, torn, ended, failed, tuple(kept))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        outer = json.loads(path.read_bytes())
+        body, digest = outer["body"], outer["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: is not a whole manifest ({type(error).__name__}): record the run again") from error
+    if _sha256(_canonical(body)) != digest:
+        raise RecordError(f"{path}: its checksum does not match its content: it was changed or damaged")
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{path}: has schema version {version!r}, this tool reads {SCHEMA_VERSION}: use the other's")
+    try:
+        return Manifest.model_validate_json(json.dumps(body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{path}: {key}: {first['msg']}") from error
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    return content.split(b"\n")[:-1]
+
+
+def _parse_lines(path: Path, content: bytes) -> tuple[list[_Line], bool]:
+    """The lines, and whether the last one was cut off."""
+    lines: list[_Line] = []
+    previous = ""
+    for number, raw in enumerate(_whole_lines(content), 1):
+        try:
+            outer = json.loads(raw)
+            body, digest = outer["body"], outer["sha256"]
+            intact = _sha256(_canonical(body)) == digest and body.pop("previous") == previous
+            line = _LINE.validate_json(json.dumps(body)) if intact else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RecordError(
+                f"{path}, line {number}: is not a record ({type(error).__name__}): it was damaged"
+            ) from error
+        if line is None:
+            raise RecordError(f"{path}, line {number}: its checksum does not match: it was changed, moved or damaged")
+        lines.append(line)
+        previous = digest
+    return lines, not (content.endswith(b"\n") or not content)
+
+
+def _check_arrays(root: Path, line: _Line) -> None:
+    path = _array_path(root, line)
+    size = path.stat().st_size if path.is_file() else None
+    if size != line.arrays_bytes:
+        got = "is missing" if size is None else f"has {size} bytes"
+        raise RecordError(f"{path}: {got}, its record says {line.arrays_bytes}: the run directory is incomplete")
+
+
+def _array_path(root: Path, line: _Line) -> Path:
+    name = Path(line.arrays or "")
+    if name.parent != Path("audits") or name.suffix != ".npz":
+        raise RecordError(f"{root / AUDITS}: names the array file {line.arrays!r}, which is not in audits/")
+    return root / name
+
+
+def _read_scores(root: Path, line: _Line) -> SampleScores:
+    path = _array_path(root, line)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    if _sha256(content) != line.arrays_sha256:
+        raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
+    arrays = _load_npz(path, content)
+    for name in ("metrics", "methods", "regions", "ids"):
+        arrays[name] = tuple(str(x) for x in arrays[name])
+    return SampleScores(**arrays)
+
+
+def _scores_bytes(scores: SampleScores) -> bytes:
+    return _npz_bytes(vars(scores))
+
+
+def _sheet_bytes(sheet: SampleSheet) -> bytes:
+    import numpy as np
+
+    lengths = np.array([len(t) for t in sheet.thumbnails], dtype=np.int64)
+    return _npz_bytes(
+        {
+            "ids": sheet.ids,
+            "labels": sheet.labels,
+            "attributes": sheet.attributes,
+            "thumbnails": np.frombuffer(b"".join(sheet.thumbnails), dtype=np.uint8),
+            "thumbnail_lengths": lengths,
+            "masks": np.packbits(sheet.masks, axis=-1),
+            "masks_shape": np.array(sheet.masks.shape, dtype=np.int64),
+        }
+    )
+
+
+def _read_sheet(path: Path) -> SampleSheet:
+    import numpy as np
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
+    arrays = _load_npz(path, content)
+    ends = np.cumsum(arrays["thumbnail_lengths"])
+    data = arrays["thumbnails"].tobytes()
+    thumbnails = tuple(data[end - n : end] for end, n in zip(ends, arrays["thumbnail_lengths"], strict=True))
+    width = int(arrays["masks_shape"][-1])
+    masks = np.unpackbits(arrays["masks"], axis=-1, count=width).astype(bool)
+    return SampleSheet(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"], thumbnails, masks)
+
+
+def _npz_bytes(arrays: dict[str, Any]) -> bytes:
+    """A compressed .npz whose bytes depend on the arrays alone, not on the time of writing."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _load_npz(path: Path, content: bytes) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path}: is not a whole .npz file ({error}): record the run again") from error
+
+
+def _set_aside(path: Path) -> None:
+    """Move the run in `path` to `path/previous/<run id>`, so that `path` always holds the latest run."""
+    try:
+        run_id = _read_manifest(path / MANIFEST).run_id
+    except RecordError:
+        run_id = f"unreadable-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    target = path / PREVIOUS / run_id
+    target.mkdir(parents=True)
+    for item in path.iterdir():
+        if item.name != PREVIOUS:
+            shutil.move(item, target / item.name)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or absent, and on disk when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _checksummed(body: dict[str, Any]) -> bytes:
+    digest = _sha256(_canonical(body))
+    return json.dumps({"body": body, "sha256": digest}, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _canonical(body: Any) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+_LINE: TypeAdapter[_Line] = TypeAdapter(_Line)

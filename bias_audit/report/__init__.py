@@ -1,0 +1,257 @@
+"""Turn a recorded run into one self-contained HTML page for a reviewer.
+
+Enters: a `Run`, or the path of a run directory. Leaves: `report.html`, which needs neither network nor server and says
+whether there is a problem, where, since when, for whom, whether it matters, and which images show it.
+
+torch is not imported here: a report can be made where the records are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from bias_audit.records import AuditSummary, Run, read_run
+from bias_audit.report.charts import draw, method_name, thin
+from bias_audit.report.samples import viewer_data
+from bias_audit.verdict import Check, Estimate, Finding, Outcome, Verdict
+
+__all__ = ["REPORT", "render", "write_report"]
+
+REPORT = "report.html"
+MOST_MARKS = 30
+MOST_HELD_SHOWN = 8
+
+_VERDICT_RANK = {Verdict.RELIANCE: 0, Verdict.SUSPECTED: 1, Verdict.INCONCLUSIVE: 2, Verdict.CLEARED: 3}
+_OUTCOME_RANK = {Outcome.VIOLATED: 0, Outcome.INCONCLUSIVE: 1, Outcome.HELD: 2}
+
+
+def write_report(path: str | Path) -> Path:
+    """Write `report.html` into the run directory at `path`, or the only one below it; readers never see half a page.
+
+    Raises:
+        RecordError: there is no readable run directory.
+        OSError: the page cannot be written.
+
+    Example:
+        >>> write_report("runs/seed-0")  # doctest: +SKIP
+        PosixPath('runs/seed-0/bias_audit/report.html')
+    """
+    run = read_run(path)
+    target = run.path / REPORT
+    temporary = target.with_name(f".{REPORT}.{os.getpid()}.tmp")
+    try:
+        # A file name that is not text stays legible; it must not cost the reader the page.
+        temporary.write_bytes(render(run).encode("utf-8", "backslashreplace"))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(run: Run, *, thumbnails: bool = True) -> str:
+    """The run as one HTML page; without `thumbnails` the heatmaps lie over bare outlines and no picture is disclosed.
+
+    Raises:
+        RecordError: the samples or an audit's arrays cannot be read.
+    """
+    script = _resource("viewer.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            "style-src 'unsafe-inline'",
+            f"script-src 'sha256-{digest}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    return _template().render(
+        content_security_policy=policy,
+        # Both are this package's own files; the script must reach the page unchanged, or its hash forbids it.
+        css=Markup(_resource("page.css")),
+        script=Markup(script),
+        manifest=run.manifest,
+        run=run,
+        last=run.audits[-1] if run.audits else None,
+        headline=_headline(run),
+        facts=_facts(run),
+        findings=_findings(run),
+        checks=_checks(run),
+        questions=draw(run),
+        viewer=viewer_data(run, thumbnails=thumbnails),
+        most_held_shown=MOST_HELD_SHOWN,
+    )
+
+
+def _resource(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("bias_audit.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # NaN is not JSON: it must fail here, not in the reader's browser.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.get_template("page.html.j2")
+
+
+@dataclass(frozen=True)
+class _Headline:
+    outcome: Outcome
+    reason: str
+    since: str
+
+
+@dataclass(frozen=True)
+class _FindingRow:
+    finding: Finding
+    since: str
+    # Verdict and step of each audit (thinned), None where the audit did not judge this.
+    history: tuple[tuple[int, Verdict | None], ...]
+
+
+@dataclass(frozen=True)
+class _CheckRow:
+    check: Check
+    measured: str
+    limit: str
+    n: str
+    # Why it is inconclusive; what the other columns say is not said again.
+    why: str
+
+
+def _headline(run: Run) -> _Headline:
+    if not run.audits:
+        return _Headline(Outcome.INCONCLUSIVE, "No audit has been recorded yet, so nothing is shown.", "")
+    last = run.audits[-1]
+    outcome, since = last.judgement.outcome, _since(run.audits, lambda audit: audit.judgement.outcome)
+    if last.trigger == "reference":
+        return _Headline(Outcome.INCONCLUSIVE, "Only the model before training has been audited so far.", "")
+    if run.failed and outcome is Outcome.HELD:
+        return _Headline(Outcome.INCONCLUSIVE, f"The policy held at step {last.step}, but {run.failed}.", "")
+    binding = [check for check in last.judgement.checks if check.severity == "error"]
+    if outcome is Outcome.HELD:
+        reason = "The one binding check holds" if len(binding) == 1 else f"All {len(binding)} binding checks hold"
+        warned = sum(c.severity == "warn" and c.outcome is Outcome.VIOLATED for c in last.judgement.checks)
+        reason += f"; {warned} of severity “warn” {'does' if warned == 1 else 'do'} not." if warned else "."
+    else:
+        first = next((check for check in binding if check.outcome is outcome), None)
+        reason = first.message if first else "The policy has no rule of severity “error”, so nothing is shown."
+    return _Headline(outcome, reason[:1].upper() + reason[1:], since)
+
+
+def _since(audits: Sequence[AuditSummary], state: Callable[[AuditSummary], object]) -> str:
+    """Since which step the state is as it is now; "" after a single audit."""
+    if len(audits) < 2:
+        return ""
+    now = state(audits[-1])
+    streak = next((k for k, audit in enumerate(reversed(audits)) if state(audit) != now), len(audits))
+    if streak == len(audits):
+        return f"at every audit since step {audits[0].step}"
+    return f"since step {audits[-streak].step}: {streak} of {len(audits)} audits"
+
+
+def _findings(run: Run) -> list[_FindingRow]:
+    if not run.audits:
+        return []
+    marks = [run.audits[i] for i in thin(len(run.audits), MOST_MARKS)] if len(run.audits) > 1 else []
+    rows = []
+    for finding in sorted(run.audits[-1].judgement.findings, key=lambda f: _VERDICT_RANK[f.verdict]):
+        verdict = partial(_verdict, finding.kind, finding.name)
+        rows.append(_FindingRow(finding, _since(run.audits, verdict), tuple((a.step, verdict(a)) for a in marks)))
+    return rows
+
+
+def _verdict(kind: str, name: str, audit: AuditSummary) -> Verdict | None:
+    return next((f.verdict for f in audit.judgement.findings if (f.kind, f.name) == (kind, name)), None)
+
+
+def _checks(run: Run) -> list[_CheckRow]:
+    if not run.audits:
+        return []
+    judgement = run.audits[-1].judgement
+    rules = {rule.title: rule for rule in run.manifest.policy.rules}
+    verdicts = {f"verdict on {f.kind} {f.name}": f.verdict for f in judgement.findings}
+    rows = []
+    for check in sorted(judgement.checks, key=lambda c: (c.severity != "error", _OUTCOME_RANK[c.outcome])):
+        rule, e, verdict = rules[check.rule], check.estimate, verdicts.get(check.subject)
+        limits = [f"≤ {rule.max:g}"] if rule.max is not None else []
+        limits += [f"≥ {rule.min:g}"] if rule.min is not None else []
+        limits += [f"not {' or '.join(rule.forbid)}"] if rule.forbid else []
+        why = check.message.removeprefix(f"{check.subject}: {verdict}. ").removeprefix(f"{e}; ")
+        # A verdict weighs several estimates: no one of their counts is its own.
+        n = str(e.n) if e and verdict is None else "–"
+        rows.append(
+            _CheckRow(
+                check,
+                str(verdict) if verdict else _interval(e),
+                " and ".join(limits),
+                n,
+                why if check.outcome is Outcome.INCONCLUSIVE else "",
+            )
+        )
+    return rows
+
+
+def _interval(e: Estimate | None) -> str:
+    if e is None or not e.measured:
+        return "–"
+    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]".replace("-", "−")
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    m = run.manifest
+    facts = [
+        ("Model", m.model),
+        ("Layer", m.layer),
+        ("Methods", ", ".join(method_name(method) for method in m.methods)),
+        ("Target", m.target),
+        ("Sign", m.sign),
+        ("Samples audited", f"{m.samples_audited} of {m.samples_available}"),
+        ("Data fingerprint", m.fingerprint[:12]),
+        ("Seed", str(m.seed)),
+        ("Tool", m.tool),
+    ]
+    if not run.audits:
+        return facts
+    last = run.audits[-1]
+    number = f"{len(run.audits)} audit{'s' if len(run.audits) > 1 else ''}"
+    return [
+        ("Last audit", f"step {last.step}, epoch {last.epoch} ({number})"),
+        ("Weights", last.weights),
+        ("Trigger", last.trigger),
+        ("Coverage", _coverage(last)),
+        *facts,
+        ("Recorded", last.created),
+    ]
+
+
+def _coverage(audit: AuditSummary) -> str:
+    """The least share of images on which a region could be scored, and where that was."""
+    covered = [
+        e
+        for e in audit.estimates
+        if e.metric == "coverage" and e.class_name is None and e.group is None and e.value is not None
+    ]
+    if not covered:
+        return "–"
+    least = min(covered, key=lambda e: e.value if e.value is not None else math.inf)
+    where = "" if (least.value or 0) >= 1 else f", least on {least.region} ({method_name(least.method or '')})"
+    return f"{100 * (least.value or 0):.0f} % of images scored{where}"

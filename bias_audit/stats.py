@@ -1,0 +1,105 @@
+"""Intervals for what an audit measures.
+
+Enters: per-image numbers as NumPy arrays. Leaves: `Intervals`, one per hypothesis. Everything is vectorised over
+hypotheses and resamples; randomness enters as a seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+
+
+class Intervals(NamedTuple):
+    """Values with their lower and upper bound, `(H,)` each; NaN where there is nothing to estimate from."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+def bootstrap_ratios(
+    numerators: npt.NDArray[Any],
+    denominators: npt.NDArray[Any],
+    strata: npt.NDArray[Any],
+    *,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> Intervals:
+    """Sum over images of each numerator over that of its denominator, with percentile bootstrap intervals.
+
+    Images are drawn with replacement within their stratum, the same draws for all hypotheses. A mean is the ratio to
+    ones. Images that do not belong to a hypothesis have 0 in both.
+
+    Args:
+        numerators, denominators: `(N, H)`, a column per hypothesis.
+        strata: `(N,)` of any labels; each stratum keeps its size in every resample.
+
+    Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+
+    Example:
+        >>> values = np.array([[0.0], [1.0], [2.0], [3.0]])
+        >>> ratio = bootstrap_ratios(values, np.ones_like(values), np.zeros(4), seed=0)
+        >>> ratio.value.item(), bool(ratio.low[0] < 1.5 < ratio.high[0])
+        (1.5, True)
+    """
+    weights = _resampling_weights(strata, resamples, np.random.default_rng(seed))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = numerators.sum(0) / denominators.sum(0)
+        draws = (weights @ numerators) / (weights @ denominators)
+    tails = [(1 - level) / 2 * 100, (1 + level) / 2 * 100]
+    known = np.isfinite(value)
+    low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
+    if known.any():
+        # A resample may hold no image of a small hypothesis; it says nothing about it.
+        low[known], high[known] = np.nanpercentile(np.where(np.isfinite(draws), draws, np.nan)[:, known], tails, axis=0)
+    return Intervals(np.where(known, value, np.nan), low, high)
+
+
+def _resampling_weights(strata: npt.NDArray[Any], resamples: int, rng: np.random.Generator) -> Floats:
+    """How often each image is drawn in each resample, `(resamples, N)`."""
+    weights = np.empty((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+    return weights
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float, float]:
+    """A proportion with its Wilson score interval; NaN for n = 0.
+
+    Unlike the bootstrap it has a width where all trials succeed. Wilson, JASA 22 (1927).
+
+    Example:
+        >>> [round(x, 3) for x in wilson(9, 10)]
+        [0.9, 0.596, 0.982]
+    """
+    if n == 0:
+        return float("nan"), float("nan"), float("nan")
+    ci = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    return successes / n, float(ci.low), float(ci.high)
+
+
+def newcombe(first: tuple[int, int], second: tuple[int, int], level: float = 0.95) -> tuple[float, float, float]:
+    """The difference of two proportions, each `(successes, n)`, with Newcombe's hybrid score interval; NaN for n = 0.
+
+    Newcombe, Statistics in Medicine 17 (1998), method 10.
+
+    Example:
+        >>> [round(x, 4) for x in newcombe((56, 70), (48, 80))]
+        [0.2, 0.0524, 0.3339]
+    """
+    p, p_low, p_high = wilson(*first, level)
+    q, q_low, q_high = wilson(*second, level)
+    difference = p - q
+    return (
+        difference,
+        difference - float(np.hypot(p - p_low, q_high - q)),
+        difference + float(np.hypot(p_high - p, q - q_low)),
+    )

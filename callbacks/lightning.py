@@ -1,0 +1,361 @@
+"""When to audit, and on which rank; nothing else.
+
+Enters: the Trainer's hooks. Leaves: audits, handed to the sinks, and scalars that monitors see.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import ref
+
+import pytorch_lightning
+from torch import nn
+
+from bias_audit.audit import Auditor, AuditPlan
+from bias_audit.callbacks.sinks import FanOut, ReportSink, RunDirectorySink, Session, Sink, scalars
+from bias_audit.callbacks.wandb import WandbSink
+from bias_audit.data.samples import AuditDataset
+from bias_audit.records import AuditResult, RecordError, SampleScores, read_run
+from bias_audit.rng import preserved_rng
+from bias_audit.verdict import Policy
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+# `lightning.pytorch` and `pytorch_lightning` are distinct packages, and each one's Trainer takes its own callbacks.
+_BASES: tuple[type, ...] = (pytorch_lightning.Callback,)
+if find_spec("lightning") is not None:
+    import lightning.pytorch
+
+    _BASES += (lightning.pytorch.Callback,)
+
+OnViolation = Literal["warn", "stop", "raise"]
+OnError = Literal["warn", "raise"]
+
+
+class BiasViolation(RuntimeError):
+    """A rule of the policy is violated and the callback was told to raise."""
+
+
+class BiasAuditCallback(*_BASES):  # type: ignore[misc]
+    """Audits the model while it trains; training is not changed by it, not by one bit.
+
+    By default it audits once before training, as the reference, and after each validation; with no validation, after
+    each training epoch. The sanity check and `fast_dev_run` are skipped. `trainer.validate` and `trainer.test` audit
+    once.
+
+    Args:
+        audit_set: the annotated held-out images.
+        policy: what must hold: a `Policy`, a mapping, or the path of a YAML or TOML file.
+        every_n_epochs, every_n_steps, every: audit less or more often: one of them. `every` is a timedelta, or a
+            mapping of its arguments such as `{"minutes": 30}`.
+        plan: how to audit: layer, target, batch size, the number of samples.
+        on_violation: "warn", "stop" the training after this audit, or "raise" `BiasViolation`.
+        on_error: what a failing audit (after the first) or sink does: "warn" and let training go on, or "raise".
+        reference: whether to audit before training.
+        wandb: None logs to the Trainer's WandbLogger if it has one, a mapping of `wandb.init`'s arguments to a run of
+            its own, False to none.
+        dirpath: the run directory; by default `<log dir>/<name>`.
+        name: of the run directory and of the metrics; tells several callbacks in one Trainer apart.
+        sinks: further places for the results.
+
+    Raises:
+        ValueError: more than one schedule, a schedule that is not positive, an unknown choice, or a policy that cannot
+            be read or names what the audit set does not have.
+
+    Example:
+        >>> from bias_audit.data.scenes import scene_dataset
+        >>> audit_set = scene_dataset({("doctor", "female"): 4, ("nurse", "male"): 4}, seed=0)
+        >>> trainer = pytorch_lightning.Trainer(
+        ...     callbacks=[BiasAuditCallback(audit_set)], logger=False, barebones=False, enable_checkpointing=False
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        audit_set: AuditDataset,
+        policy: Policy | str | Path | Mapping[str, Any] | None = None,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        every: timedelta | Mapping[str, float] | None = None,
+        plan: AuditPlan | None = None,
+        on_violation: OnViolation = "warn",
+        on_error: OnError = "warn",
+        reference: bool = True,
+        wandb: bool | Mapping[str, Any] | None = None,
+        dirpath: str | Path | None = None,
+        name: str = "bias_audit",
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        super().__init__()
+        schedules = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "every": every}
+        given = [key for key, value in schedules.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"expected one schedule, got {' and '.join(given)}: keep one of them")
+        for key in ("every_n_epochs", "every_n_steps"):
+            value = schedules[key]
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}")
+        for key, choice, choices in (("on_violation", on_violation, OnViolation), ("on_error", on_error, OnError)):
+            if choice not in get_args(choices):
+                raise ValueError(f"unknown {key} {choice!r}: expected one of {', '.join(get_args(choices))}")
+        if wandb is True:
+            raise ValueError(
+                "wandb=True is ambiguous: leave it out to use the Trainer's WandbLogger, or give a mapping"
+            )
+        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
+        self.every = timedelta(**every) if isinstance(every, Mapping) else every
+        if self.every is not None and self.every <= timedelta(0):
+            raise ValueError(f"every must be longer than nothing, got {self.every}")
+        self.auditor = Auditor(audit_set, plan, policy)
+        self.on_violation, self.on_error, self.reference = on_violation, on_error, reference
+        self.name, self.dirpath = name, None if dirpath is None else Path(dirpath)
+        self.run_dir: Path | None = None
+        self.last_result: AuditResult | None = None
+        self._wandb, self._more_sinks = wandb, tuple(sinks)
+        self._sinks: FanOut | None = None
+        self._reference_scores: SampleScores | None = None
+        self._resume: tuple[Path, int] | None = None
+        self._steps_seen = 0
+        self._trainer: ref[Trainer] | None = None
+        self._clock = time.monotonic()
+        self._audited_epoch = -1
+        self._warned: frozenset[str] = frozenset()
+
+    @property
+    def state_key(self) -> str:
+        """Keeps the state of several callbacks in one Trainer apart."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts: anything else would make the user's checkpoint unloadable."""
+        if self.run_dir is None:
+            return {}
+        return {
+            "run_dir": str(self.run_dir.resolve()),
+            "step": -1 if self.last_result is None else self.last_result.step,
+            "steps_seen": self._steps_seen,
+            "seconds_since_audit": time.monotonic() - self._clock,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint left off, in its run directory or a copy of it."""
+        if state:
+            self._resume = (Path(state["run_dir"]), state["step"])
+            self._steps_seen = state["steps_seen"]
+            self._clock = time.monotonic() - state["seconds_since_audit"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin a new run with a new Trainer; the same Trainer's fit, validate and test share one."""
+        if self._trainer is None or self._trainer() is not trainer:
+            self._trainer = ref(trainer)
+            self.run_dir, self.last_result, self._sinks = None, None, None
+            self._reference_scores, self._resume = None, None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit the untrained model, unless training was resumed."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._take_up(trainer)
+        if self.reference and self._reference_scores is None:
+            self._audit(trainer, pl_module, "reference")
+        if self._resume is None:
+            self._clock, self._steps_seen = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Audit every n steps or every interval of time."""
+        # `global_step % n` would repeat under accumulation and skip under manual optimization.
+        if self.every_n_steps and trainer.global_step // self.every_n_steps > self._steps_seen // self.every_n_steps:
+            self._audit(trainer, pl_module, "step")
+        if self.every is not None:
+            due = time.monotonic() - self._clock >= self.every.total_seconds()
+            # The ranks' clocks differ; all must do the same.
+            if trainer.strategy.broadcast(due):
+                self._audit(trainer, pl_module, "time")
+        self._steps_seen = trainer.global_step
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit after each validation, or after the last of every n-th epoch."""
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "validate":
+            self._audit(trainer, pl_module, "validate")
+        elif self._by_validation:
+            self._audit(trainer, pl_module, "validation")
+        elif self._epoch_is_due(trainer) and trainer.is_last_batch:
+            self._audit(trainer, pl_module, "epoch")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit after an epoch without validation."""
+        no_validation = self._by_validation and not trainer.enable_validation
+        if no_validation or (self._epoch_is_due(trainer) and self._audited_epoch != trainer.current_epoch):
+            self._audit(trainer, pl_module, "epoch")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit the weights that training ends with, unless the last audit saw them."""
+        if self.last_result is None or self.last_result.step != trainer.global_step:
+            self._audit(trainer, pl_module, "end")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit once."""
+        self._audit(trainer, pl_module, "test")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the sinks: what was measured before the exception stays."""
+        self._end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the sinks."""
+        self._end()
+
+    @property
+    def _by_validation(self) -> bool:
+        return self.every_n_epochs is None and self.every_n_steps is None and self.every is None
+
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
+        return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _take_up(self, trainer: Trainer) -> None:
+        """Find the run directory, and the reference scores where training was resumed."""
+        self.run_dir = self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name
+        if trainer.state.fn != "fit":
+            # A checkpoint that is only validated or tested does not continue the training that made it.
+            self._resume = None
+        if self._resume is None:
+            return
+        source = self._resume[0]
+        try:
+            run = read_run(source)
+            if run.audits and run.audits[0].trigger == "reference":
+                self._reference_scores = run.scores(0)
+        except RecordError as error:
+            self._resume = None
+            warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+
+    def _audit(self, trainer: Trainer, pl_module: LightningModule, trigger: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.run_dir is None:
+            self._take_up(trainer)
+        self._clock, self._audited_epoch = time.monotonic(), trainer.current_epoch
+        try:
+            result = self.auditor.run(
+                pl_module,
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                weights=self._weights(trainer, trigger),
+                trigger=trigger,
+                reference=self._reference_scores,
+                forward_context=trainer.precision_plugin.forward_context,
+            )
+        except Exception as error:
+            # What fails the first time is a mistake in the set-up, which should be known before hours of training.
+            if self.last_result is None or self.on_error == "raise":
+                raise
+            self._report_failure(trainer, error)
+            return
+        if trigger == "reference":
+            self._reference_scores = result.scores
+        self.last_result = result
+        self._hand_over(trainer, pl_module, result)
+        if trigger != "reference":
+            self._act(trainer, result)
+
+    def _hand_over(self, trainer: Trainer, pl_module: LightningModule, result: AuditResult) -> None:
+        # One set of numbers for all ranks: devices may round differently, and monitors must decide alike.
+        numbers: dict[str, float] = trainer.strategy.broadcast(scalars(result, self.name))
+        if trainer.is_global_zero:
+            # A sink may draw random numbers, for the name of a file, say.
+            with preserved_rng():
+                self._open_sinks(trainer, pl_module).write(result)
+                for logger in trainer.loggers:
+                    logger.log_metrics(numbers, step=trainer.global_step)
+        on_step = result.trigger in ("step", "time")
+        if result.trigger not in ("reference", "end"):
+            for key, number in numbers.items():
+                # Not to the loggers, which have it: Lightning would emit the value again at every later step.
+                pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
+
+    def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
+        if self._sinks is None:
+            assert self.run_dir is not None
+            sinks: list[Sink] = [RunDirectorySink(), ReportSink(), *self._more_sinks]
+            run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
+            if run is not None:
+                sinks.append(WandbSink(run, own=bool(self._wandb)))
+            self._sinks = FanOut(sinks, self.on_error)
+            resumed, step = self._resume or (None, 0)
+            manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
+            self._sinks.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step))
+        return self._sinks
+
+    def _report_failure(self, trainer: Trainer, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"bias-audit: the audit at step {trainer.global_step} failed, training goes on: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        if self._sinks is not None:
+            self._sinks.fail(trainer.global_step, reason)
+
+    def _act(self, trainer: Trainer, result: AuditResult) -> None:
+        # Rank 0 decides for all: a rank that goes on alone would wait for the others for ever.
+        violations: list[str] = trainer.strategy.broadcast([c.message for c in result.judgement.violations])
+        if not violations:
+            self._warned = frozenset()
+            return
+        text = f"bias-audit: at step {result.step} the policy is violated: " + "; ".join(violations)
+        if self.on_violation == "raise":
+            raise BiasViolation(text)
+        subjects = frozenset(c.subject for c in result.judgement.violations)
+        if trainer.is_global_zero and subjects != self._warned:
+            warnings.warn(text, UserWarning, stacklevel=2)
+        self._warned = subjects
+        if self.on_violation == "stop":
+            trainer.should_stop = True
+
+    def _weights(self, trainer: Trainer, trigger: str) -> str:
+        """Which weights the model holds now.
+
+        A WeightAveraging lends its averaged weights to each validation and takes them back in its own hook at the end
+        of it, so that a callback before it in the list sees them; when training ends it leaves them in the model.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        place = callbacks.index(self)
+        before, after = callbacks[:place], callbacks[place + 1 :]
+        lenders = before if trigger == "end" else after if trainer.validating else []
+        averaged = any(base.__name__ == "WeightAveraging" for c in lenders for base in type(c).__mro__)
+        return "ema" if averaged else "raw"
+
+    def _end(self) -> None:
+        if self._sinks is not None:
+            self._sinks.end()
+
+
+def _log_dir(trainer: Trainer) -> Path:
+    """Where the Trainer's first logger keeps this run's files; the default root where there is no logger."""
+    logger = trainer.loggers[0] if trainer.loggers else None
+    if logger is None:
+        return Path(trainer.default_root_dir)
+    if logger.log_dir:
+        return Path(logger.log_dir)
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
+
+
+def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:
+    """The W&B run to log to, if any."""
+    if options:
+        import wandb
+
+        assert isinstance(options, Mapping)
+        return wandb.init(**options)
+    loggers: list[Any] = [logger for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
+    return loggers[0].experiment if loggers else None

@@ -1,0 +1,163 @@
+"""Where results go.
+
+Enters: a `Session` once, then an `AuditResult` per audit. Leaves: files, a dashboard, whatever a sink makes of them. A
+sink is any object with the methods of `Sink`; one that fails is reported once and then left out, and neither training
+nor the other sinks notice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleSheet
+from bias_audit.report import write_report
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every sink is told before the first audit.
+
+    `name` prefixes metrics and names the run directory `path`. `resumed_from` is the run directory that this one goes
+    on from at `resumed_step`.
+    """
+
+    name: str
+    path: Path
+    manifest: Manifest
+    sheet: SampleSheet
+    resumed_from: Path | None = None
+    resumed_step: int = 0
+
+
+class Sink(Protocol):
+    """A place results go to; called on rank 0 only, in this order."""
+
+    def start(self, session: Session) -> None:
+        """Before the first audit."""
+
+    def write(self, result: AuditResult) -> None:
+        """After each audit."""
+
+    def fail(self, step: int, reason: str) -> None:
+        """Instead of `write`, where an audit could not be made."""
+
+    def end(self) -> None:
+        """After training."""
+
+
+class RunDirectorySink:
+    """The records: whole after every audit."""
+
+    def __init__(self) -> None:
+        self._directory: RunDirectory | None = None
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The directory that is written; after `start`."""
+        assert self._directory is not None
+        return self._directory
+
+    def start(self, session: Session) -> None:
+        """Make the directory, or go on with the one that training resumed from."""
+        if session.resumed_from is None:
+            self._directory = RunDirectory.create(session.path, session.manifest, session.sheet)
+        else:
+            self._directory = RunDirectory.resume(
+                session.path, session.resumed_from, session.manifest, session.sheet, session.resumed_step
+            )
+
+    def write(self, result: AuditResult) -> None:
+        """Append the audit."""
+        self.directory.append(result)
+
+    def fail(self, step: int, reason: str) -> None:
+        """Record that an audit could not be made."""
+        self.directory.fail(step, reason)
+
+    def end(self) -> None:
+        """Record that training has finished."""
+        self.directory.end()
+
+
+class ReportSink:
+    """The page `report.html`, drawn anew from the records: a sink of its own, so that a page that cannot be drawn does
+    not end the records."""
+
+    def start(self, session: Session) -> None:
+        """Remember where."""
+        self._path = session.path
+
+    def write(self, result: AuditResult) -> None:
+        """Draw the page."""
+        write_report(self._path)
+
+    def fail(self, step: int, reason: str) -> None:
+        """Draw the page, which says so."""
+        write_report(self._path)
+
+    def end(self) -> None:
+        """Draw the page for the last time: it stops reloading itself."""
+        write_report(self._path)
+
+
+class FanOut:
+    """Several sinks as one; a sink that raises is named in one warning and not called again.
+
+    With `on_error="raise"` its exception goes through instead.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], on_error: str) -> None:
+        self._sinks = list(sinks)
+        self._on_error = on_error
+
+    def start(self, session: Session) -> None:
+        """Start every sink."""
+        self._each(lambda sink: sink.start(session))
+
+    def write(self, result: AuditResult) -> None:
+        """Give every sink the result."""
+        self._each(lambda sink: sink.write(result))
+
+    def fail(self, step: int, reason: str) -> None:
+        """Tell every sink that an audit could not be made."""
+        self._each(lambda sink: sink.fail(step, reason))
+
+    def end(self) -> None:
+        """End every sink."""
+        self._each(lambda sink: sink.end())
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                if self._on_error == "raise":
+                    raise
+                self._sinks.remove(sink)
+                warnings.warn(
+                    f"bias-audit: {type(sink).__name__} failed and is left out from now on; training goes on: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+def scalars(result: AuditResult, name: str) -> dict[str, float]:
+    """The numbers that loggers and monitors get: `name/metric/region or attribute[/class or value][/method]`.
+
+    Grad-CAM's need no method in their name. NaN where a number could not be measured: a monitor that waits for a name
+    must find it.
+    """
+    found: dict[str, float] = {}
+    for e in result.estimates:
+        if e.region is not None and e.group is not None:
+            continue
+        if e.region is not None and e.class_name is not None and e.metric not in ("energy_share", "enrichment"):
+            continue
+        parts = [name, e.metric, e.region, e.class_name, e.group, e.method if e.method != "gradcam" else None]
+        found["/".join(part for part in parts if part)] = float("nan") if e.value is None else e.value
+    found[f"{name}/violations"] = float(len(result.judgement.violations))
+    return found

@@ -1,0 +1,527 @@
+"""The report page in a real browser: what it shows, that it reaches for nothing, that it is whole at any moment."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from synthetic import make_run
+
+import bias_audit.report as report
+from bias_audit.records import Run, read_run
+from bias_audit.report import render, write_report
+from bias_audit.report.charts import MOST_ROWS, thin
+from bias_audit.report.samples import outline
+from bias_audit.verdict import Policy
+
+HOSTILE = "<script>alert(1)</script>"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        message = "no Chromium found: install `chromium` to test the page itself"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        instance = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield instance
+        instance.close()
+
+
+@pytest.fixture(scope="module")
+def violated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = make_run(tmp_path_factory.mktemp("violated") / "run")
+    write_report(path)
+    return read_run(path)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a page from disk; on leaving, whatever it complained of or asked the network for fails the test."""
+    opened: list[tuple[Page, Path, list[str], list[str]]] = []
+
+    def open_one(run: Path, clock: bool = False, **options: Any) -> Page:
+        page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options).new_page()
+        complaints: list[str] = []
+        requests: list[str] = []
+
+        def dismiss(dialog: Dialog) -> None:
+            complaints.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
+
+        # Warnings are about these tests' own reading of pixels.
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", dismiss)
+        page.on("request", lambda request: requests.append(request.url))
+        if clock:
+            page.clock.install()
+        opened.append((page, run, complaints, requests))
+        page.goto((run / "report.html").as_uri())
+        return page
+
+    yield open_one
+    for page, run, complaints, requests in opened:
+        page.context.close()
+        assert complaints == []
+        own = (run / "report.html").as_uri()
+        assert {url.partition("#")[0] for url in requests if not url.startswith("data:")} == {own}
+
+
+def shown_ids(page: Page) -> list[str]:
+    ids: list[str] = page.eval_on_selector_all(".tile", "tiles => tiles.map(t => t.dataset.id)")
+    return ids
+
+
+def pixels(page: Page, sample: str) -> np.ndarray[Any, Any]:
+    """What is painted over one sample: RGBA."""
+    flat, side = page.evaluate(
+        """id => {
+            const tile = [...document.querySelectorAll(".tile")].find(t => t.dataset.id === id);
+            const canvas = tile.querySelector("canvas");
+            return [[...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data], canvas.width];
+        }""",
+        sample,
+    )
+    return np.array(flat).reshape(side, side, 4)
+
+
+def bilinear(heatmap: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+    """Upsampled as the tool does it (align_corners=False), written out anew."""
+    for axis in (0, 1):
+        cells = heatmap.shape[axis]
+        place = np.clip((np.arange(side) + 0.5) * cells / side - 0.5, 0, cells - 1)
+        low = np.floor(place).astype(int)
+        part = np.expand_dims(place - low, 1 - axis)
+        high = np.minimum(low + 1, cells - 1)
+        heatmap = np.take(heatmap, low, axis) * (1 - part) + np.take(heatmap, high, axis) * part
+    return heatmap
+
+
+def test_a_violated_run_says_so_first(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    judgement = violated.audits[-1].judgement
+    banner = page.locator(".banner")
+    assert "Violated" in banner.inner_text()
+    first = judgement.violations[0].message
+    assert first[1:] in banner.inner_text()
+    assert banner.locator("use").get_attribute("href") == "#icon-violated"
+    words = page.locator(".finding").all_inner_texts()
+    assert len(words) == len(judgement.findings) == 3
+    for finding in judgement.findings:
+        assert any(finding.sentence in text and str(finding.verdict) in text.lower() for text in words)
+    assert page.locator(".finding").first.get_attribute("class") == "finding is-reliance"
+    page.locator("#held").click()
+    assert page.locator("#checks-title ~ * tbody tr").count() == len(judgement.checks)
+
+
+def test_heatmaps_are_those_of_the_records(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    page.select_option("#method", label="HiResCAM")
+    page.locator("#audit").focus()
+    page.keyboard.press("Home")
+    scores = violated.scores(0)
+    for sample in shown_ids(page)[:5]:
+        painted = pixels(page, sample)
+        codes = bilinear(np.rint(scores.maps[1, scores.ids.index(sample)].astype(float) * 255), len(painted))
+        assert np.abs(painted[..., 3] - np.minimum(255, 1.5 * codes)).max() <= 2
+
+
+def test_slider_and_play_replay_training(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path, clock=True)
+    sample = shown_ids(page)[0]
+    at_end = pixels(page, sample)
+    assert "step 300" in page.locator("#audit-text").inner_text()
+    page.locator("#audit").focus()
+    page.keyboard.press("ArrowLeft")
+    assert "step 200" in page.locator("#audit-text").inner_text()
+    assert page.locator("#audit").get_attribute("aria-valuetext") == page.locator("#audit-text").inner_text()
+    before = pixels(page, sample)
+    assert not np.array_equal(before, at_end)
+    page.keyboard.press("Home")
+    page.locator("#play").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#play").get_attribute("aria-pressed") == "true"
+    page.clock.run_for(5000)
+    assert page.locator("#play").get_attribute("aria-pressed") == "false"
+    np.testing.assert_array_equal(pixels(page, sample), at_end)
+
+
+def test_order_and_filters_agree_with_the_records(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    first, last = violated.scores(0), violated.scores(2)
+
+    def share(scores: Any, region: str) -> dict[str, float]:
+        return dict(zip(scores.ids, scores.of("energy_share", "gradcam", region).tolist(), strict=True))
+
+    hair, face = share(last, "hair"), share(last, "face")
+    ids = shown_ids(page)
+    assert sorted(ids) == sorted(last.ids)
+    # The silent sample has no share, and stands last.
+    known = [hair[i] + face[i] for i in ids]
+    assert np.isnan(known[-1]) and not np.isnan(known[:-1]).any()
+    assert np.all(np.diff(known[:-1]) <= 1e-4)
+
+    page.select_option("#region", label="hair (spurious)")
+    page.select_option("#sort", "change")
+    rise = {i: hair[i] - share(first, "hair")[i] for i in ids}
+    risen = [rise[i] for i in shown_ids(page) if not np.isnan(rise[i])]
+    assert np.all(np.diff(risen) <= 1e-4)
+
+    page.select_option("#sort", "id")
+    assert shown_ids(page) == sorted(last.ids)
+
+    page.select_option("#class", label="nurse")
+    page.select_option("#group", label="gender = male")
+    sheet = violated.sheet()
+    expected = {
+        i for i, y, (g,) in zip(sheet.ids, sheet.labels, sheet.attributes, strict=True) if (y, g) == (1, "male")
+    }
+    assert set(shown_ids(page)) == expected != set()
+    page.select_option("#class", "")
+    page.select_option("#group", "")
+    page.select_option("#correct", "no")
+    assert set(shown_ids(page)) == {i for i, right in zip(last.ids, last.correct, strict=True) if not right}
+    assert page.locator(".told.wrong").count() == len(shown_ids(page))
+
+
+def test_a_silent_map_is_not_a_score(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    last = violated.scores(2)
+    silent = last.ids[int(np.flatnonzero(last.magnitude[0] == 0)[0])]
+    tile = page.locator(f'.tile[data-id="{silent}"]')
+    assert "– · silent" in tile.inner_text()
+    assert tile.locator(".silent").count() == 1
+    assert pixels(page, silent)[..., 3].max() == 0
+    assert "NaN" not in page.locator("main").inner_text()
+
+
+def test_keyboard_opens_and_closes_a_sample(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    tile = page.locator(".tile").nth(1)
+    tile.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog").evaluate("d => d.open")
+    assert page.locator("#detail-title").inner_text() == shown_ids(page)[1]
+    rows = page.locator("#detail-table tbody tr")
+    assert rows.count() == 3
+    assert [row.split("\t")[0] for row in rows.all_inner_texts()] == ["100", "200", "300"]
+    last = violated.scores(2)
+    i = last.ids.index(shown_ids(page)[1])
+    assert f"{100 * last.of('energy_share', 'gradcam', 'hair')[i]:.0f} %" in rows.last.inner_text()
+    assert page.locator("#detail-maps canvas").count() == 2
+    page.locator("#detail-audit").focus()
+    page.keyboard.press("Home")
+    assert rows.first.get_attribute("aria-current") == "true"
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").evaluate("d => d.open")
+    assert page.evaluate("document.activeElement.dataset.id") == shown_ids(page)[1]
+
+
+def test_a_finding_leads_to_its_images(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    page.locator('a[data-region="face"]').click()
+    face = violated.scores(2).of("energy_share", "gradcam", "face")
+    assert shown_ids(page)[0] == violated.scores(2).ids[int(np.nanargmax(face))]
+    assert page.evaluate("scrollY") > 0
+
+
+def test_opacity_and_outlines(violated: Run, open_page: Callable[..., Page]) -> None:
+    page = open_page(violated.path)
+    heat, drawing = page.locator(".tile canvas").first, page.locator(".tile .outline").first
+    assert heat.evaluate("c => getComputedStyle(c).opacity") == "0.7"
+    page.locator("#opacity").focus()
+    page.keyboard.press("Home")
+    assert heat.evaluate("c => getComputedStyle(c).opacity") == "0"
+    dashes = "paths => Object.fromEntries(paths.map(p => [p.classList[0], getComputedStyle(p).strokeDasharray]))"
+    styles = drawing.locator("path:not(.casing)").evaluate_all(dashes)
+    assert styles["object"] == "none" and styles["spurious"] != "none"
+    page.locator("#outlines").uncheck()
+    assert not drawing.is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_light_and_dark_fit_the_screen(violated: Run, open_page: Callable[..., Page], width: int) -> None:
+    papers = []
+    for scheme in ("light", "dark"):
+        page = open_page(violated.path, viewport={"width": width, "height": 844}, color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.locator(".tile").first.click()
+        assert page.evaluate("document.querySelector('dialog').scrollWidth") <= width
+        colors = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        paper, ink = ([int(c) for c in re.findall(r"\d+", text)] for text in page.evaluate(colors))
+        assert abs(sum(paper) - sum(ink)) > 500
+        papers.append(paper)
+        # Charts follow the theme: what they draw with is the page's own colour.
+        plot = page.locator(".plot text").first
+        assert plot.evaluate("t => getComputedStyle(t).fill") != "rgb(0, 0, 0)"
+    assert sum(papers[0]) > 600 > 200 > sum(papers[1])
+
+
+def test_hostile_names_stay_text(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    closing = '</script><img src=x onerror="alert(2)">'
+    policy = Policy.model_validate(
+        {"rules": [{"metric": "enrichment", "region": "spurious", "max": 1.5, "name": HOSTILE}]}
+    )
+    path = make_run(
+        tmp_path / "run",
+        ids=(HOSTILE, closing, *(f"{{{{ {i} }}}} & 'x' \" \u2028" for i in range(10))),
+        regions=((closing, "object"), (HOSTILE, "spurious"), ("url(#clip0)", "spurious")),
+        attributes=(("a<b>", (HOSTILE, closing)),),
+        classes=(HOSTILE, closing),
+        policy=policy,
+        failed=HOSTILE,
+        run_id=f'"{HOSTILE}',
+    )
+    write_report(path)
+    page = open_page(path)
+    assert set(shown_ids(page)) >= {HOSTILE, closing}
+    assert page.locator("script").count() == 2
+    assert page.locator("img[src=x]").count() == 0
+    page.locator(f".tile[title='{HOSTILE}']").press("Enter")
+    assert page.locator("#detail-title").inner_text() == HOSTILE
+    assert HOSTILE in page.locator("#detail-table").inner_text()
+    page.keyboard.press("Escape")
+    page.select_option("#group", label=f"a<b> = {closing}")
+    assert 0 < len(shown_ids(page)) < 12
+    assert HOSTILE in page.locator("figure th").all_text_contents()
+    assert "<script>" in (page.locator(".plot").first.text_content() or "")
+
+
+def test_policy_of_the_page_forbids_what_is_not_its_own(violated: Run, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((violated.path / "report.html").as_uri())
+    content = page.locator('meta[http-equiv="Content-Security-Policy"]').get_attribute("content") or ""
+    assert "default-src 'none'" in content and "unsafe-inline" not in content.split("script-src")[1]
+    assert page.locator(".tile").count() == 24, "the page's own script must run under its policy"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.5)
+        page.evaluate(
+            """async port => {
+                const script = document.createElement("script");
+                script.textContent = "window.intruder = true";
+                document.body.append(script);
+                document.body.append(Object.assign(new Image(), { src: `http://127.0.0.1:${port}/x.png` }));
+                await fetch(`http://127.0.0.1:${port}/`, { mode: "no-cors" }).catch(() => {});
+            }""",
+            listener.getsockname()[1],
+        )
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert page.evaluate("window.intruder") is None
+    page.close()
+
+
+def test_a_long_run_fits_one_page(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    path = make_run(tmp_path / "run", samples=500, audits=50, map_size=(7, 7))
+    target = write_report(path)
+    assert target.stat().st_size <= 5_000_000
+    run = read_run(path)
+    page = open_page(path)
+    data = json.loads(page.locator("#data").text_content() or "")
+    assert len(data["frames"]) == 50
+    assert 100 < len(data["samples"]) < 500
+    assert f"{len(data['samples'])} of 500 samples are in this page" in page.locator("#samples").inner_text()
+    scores = run.scores(49)
+    shares = np.nan_to_num(scores.values[0, :, :, [1, 2]]).sum(0).max(0)
+    worst = {scores.ids[i] for i in np.argsort(-shares)[:50]}
+    kept = [sample["id"] for sample in data["samples"]]
+    assert worst <= set(kept)
+    # Beside the worst, every label x group is there.
+    assert len(Counter((s["label"], *s["attributes"]) for s in data["samples"])) == 4
+    assert len(shown_ids(page)) == 48
+    page.locator("#more").click()
+    assert len(shown_ids(page)) == 96
+    assert page.locator("#table-1-1 tbody tr").count() == min(50, MOST_ROWS)
+
+
+def test_large_maps_and_many_audits_are_thinned_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bias_audit.report.samples.BUDGET", 120_000)
+    html = render(read_run(make_run(tmp_path / "run", samples=30, audits=9, map_size=(40, 24))))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])  # type: ignore[index]
+    assert [frame["step"] for frame in data["frames"]] == [100, 500, 900]
+    assert data["frames"][0]["size"] == [16, 16]
+    assert "3 of 9 audits" in html and "averaged down" in html
+    assert len(json.dumps(data)) < 125_000
+
+
+def test_without_thumbnails_no_picture_is_disclosed(
+    violated: Run, tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    (tmp_path / "report.html").write_text(render(violated, thumbnails=False), encoding="utf-8")
+    page = open_page(tmp_path)
+    assert page.locator("img").count() == 0
+    assert page.locator(".tile .outline path").count() > 24
+    assert pixels(page, shown_ids(page)[0])[..., 3].max() == 255
+    assert all(s["image"] == "" for s in json.loads(page.locator("#data").text_content() or "")["samples"])
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "words"),
+    [
+        ({"audits": 0, "samples": 0}, "Inconclusive", "No audit has been recorded yet"),
+        ({"audits": 0}, "Inconclusive", "No audit has been recorded yet"),
+        ({"torn": True}, "Violated", "last record was cut off"),
+        ({"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}, "Held", "binding checks hold"),
+        ({"spread": 3.0}, "Inconclusive", "leaves open whether"),
+        ({"audits": 0, "reference": True}, "Inconclusive", "Only the model before training"),
+        (
+            {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02, "failed": "out of memory"},
+            "Inconclusive",
+            "the audit at step 400 failed: out of memory",
+        ),
+        ({"audits": 1, "attributes": (), "regions": (("coat", "object"),)}, "Inconclusive", "no estimate of this kind"),
+        ({"audits": 1, "samples": 2}, "Inconclusive", "All 2 samples"),
+    ],
+)
+def test_every_kind_of_run_has_a_page(
+    tmp_path: Path, open_page: Callable[..., Page], options: dict[str, Any], outcome: str, words: str
+) -> None:
+    path = make_run(tmp_path / "run", **options)
+    assert write_report(tmp_path) == path / "report.html"
+    page = open_page(path)
+    assert page.locator(".banner strong").inner_text() == outcome
+    assert words in page.locator("main").inner_text()
+    assert page.locator("#live").count() == 0
+
+
+def test_a_running_page_reloads_and_keeps_its_state(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    path = make_run(tmp_path / "run", ended=False, audits=2)
+    write_report(path)
+    page = open_page(path, clock=True)
+    assert page.locator("#live").is_visible()
+    page.select_option("#method", label="HiResCAM")
+    page.select_option("#class", label="nurse")
+    page.locator("#table-1-1 summary").click()
+    page.evaluate("scrollTo(0, 700)")
+    shown = shown_ids(page)
+    shutil.rmtree(path)
+    make_run(path, ended=False, audits=4)
+    write_report(path)
+
+    page.locator(".tile").first.click()
+    page.clock.run_for(30_000)
+    assert "of 2)" in page.locator("#audit-text").inner_text(), "no reload while a sample is open"
+    page.locator("#close").click()
+    scroll = page.evaluate("scrollY")
+    with page.expect_navigation():
+        page.clock.run_for(10_000)
+    # The newest audit is followed; what the reader chose is kept.
+    assert (
+        "step 400" in page.locator("#audit-text").inner_text()
+        and "(4 of 4)" in page.locator("#audit-text").inner_text()
+    )
+    assert page.locator("#method option:checked").inner_text() == "HiResCAM"
+    assert set(shown_ids(page)) == set(shown)
+    assert page.locator("#table-1-1").evaluate("d => d.open")
+    assert page.evaluate("scrollY") == scroll > 0
+
+
+def test_a_report_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_run(tmp_path / "run")
+    target = write_report(path)
+    before = target.read_bytes()
+    assert before.rstrip().endswith(b"</html>")
+
+    def broken(run: Run) -> str:
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr(report, "render", broken)
+    with pytest.raises(RuntimeError, match="out of paper"):
+        write_report(path)
+
+    class Full(str):
+        def encode(self, *_: str) -> bytes:
+            return b"half a page"
+
+    monkeypatch.setattr(report, "render", lambda run: Full())
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path)
+    assert target.read_bytes() == before
+    assert sorted(p.name for p in path.iterdir()) == [
+        "audits",
+        "audits.jsonl",
+        "manifest.json",
+        "report.html",
+        "samples.npz",
+    ]
+
+
+def test_charts_can_stand_in_one_page_and_name_the_limits(violated: Run) -> None:
+    html = render(violated)
+    assert html == (violated.path / "report.html").read_text(encoding="utf-8"), "equal records give equal bytes"
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert [name for name, count in Counter(ids).items() if count > 1] == []
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
+    plots = re.findall(r'<svg class="plot".*?</svg>', html, flags=re.DOTALL)
+    assert len(plots) == 9
+    assert not any(re.search(r'(fill|stroke)="(#|rgb|black)', plot) for plot in plots), (
+        "a colour the theme cannot change"
+    )
+    assert "≤ 1.5 spurious" in plots[0] and "tolerance" in plots[0]
+    hair = violated.audits[-1].estimate("enrichment", region="hair", method="gradcam")
+    assert f'<td class="number">{hair.value:.2f} [{hair.low:.2f}, {hair.high:.2f}], n = 24</td>' in html
+
+
+def test_masks_of_padded_thumbnails_are_cut_to_their_picture(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", samples=4, audits=1, image_size=(60, 96)))
+    sheet = run.sheet()
+    narrow = io.BytesIO()
+    Image.open(io.BytesIO(sheet.thumbnails[0])).crop((0, 0, 40, 50)).save(narrow, "JPEG")
+    pages = {}
+    for name, thumbnails in (("own", sheet.thumbnails), ("cut", (narrow.getvalue(), *sheet.thumbnails[1:]))):
+        changed = type(sheet)(sheet.ids, sheet.labels, sheet.attributes, thumbnails, sheet.masks)
+        sample = report.samples._sample(changed, 0, np.ones(4, dtype=np.float32), True)
+        pages[name] = sample
+    assert pages["own"]["size"] == [96, 60] and pages["cut"]["size"] == [40, 50]
+    assert pages["cut"]["outlines"] == [outline(mask[:50, :40]) for mask in sheet.masks[0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outlines_enclose_exactly_the_mask(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((9, 13)) < 0.5
+    filled = np.zeros_like(mask)
+    x = y = 0
+    # Each upright edge flips all that lies to its right: what is flipped an odd number of times is inside.
+    for command, first, second in re.findall(r"([MHVZ])(\d*) ?(\d*)", outline(mask)):
+        if command == "M":
+            x, y = start = int(first), int(second)
+        elif command == "H":
+            x = int(first)
+        else:
+            to = int(first) if command == "V" else start[1]
+            filled[min(y, to) : max(y, to), x:] ^= True
+            y = to
+    np.testing.assert_array_equal(filled, mask)
+    assert outline(np.zeros((3, 3), dtype=bool)) == ""
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 5), (5, 5), (51, 50), (1000, 7)])
+def test_thinning_keeps_both_ends(count: int, most: int) -> None:
+    kept = thin(count, most)
+    assert kept[0] == 0 and kept[-1] == count - 1
+    assert len(kept) == min(count, most) == len(set(kept))
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = "import sys, bias_audit.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,221 @@
+"""The generated scenes: labels honoured, masks exact and disjoint, chance confined to the generator given."""
+
+import itertools
+import pickle
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bias_audit.data import scenes as module
+from bias_audit.data.scenes import (
+    GENDERS,
+    OCCUPATIONS,
+    REGIONS,
+    Scene,
+    bayes_accuracy,
+    counts_with_bias,
+    draw_scene,
+    draw_scenes,
+)
+
+PAIRS = [(occupation, gender) for occupation in OCCUPATIONS for gender in GENDERS]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return draw_scenes(dict.fromkeys(PAIRS, 50), seed=0)
+
+
+def of(scenes: list[Scene], **labels: str) -> list[Scene]:
+    return [scene for scene in scenes if all(getattr(scene, name) == value for name, value in labels.items())]
+
+
+def mean_area(scenes: list[Scene], region: str) -> float:
+    return float(np.mean([scene.masks[region].mean() for scene in scenes]))
+
+
+def same(one: Scene, other: Scene) -> bool:
+    return np.array_equal(one.image, other.image) and all(
+        np.array_equal(one.masks[name], other.masks[name]) for name in REGIONS
+    )
+
+
+@pytest.mark.parametrize("size", [32, 64, 97])
+def test_images_and_masks_have_the_promised_form(size: int) -> None:
+    for scene in draw_scenes(dict.fromkeys(PAIRS, 4), seed=2, size=size):
+        assert scene.image.shape == (3, size, size)
+        assert scene.image.dtype == np.uint8
+        assert scene.image.flags.c_contiguous
+        assert tuple(scene.masks) == REGIONS
+        for mask in scene.masks.values():
+            assert mask.shape == (size, size)
+            assert mask.dtype == np.bool_
+
+
+def test_masks_are_disjoint_and_leave_some_background(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        claims = np.sum([scene.masks[name] for name in REGIONS], axis=0)
+        assert claims.max() == 1
+        assert 0.2 < (claims == 0).mean() < 0.8
+
+
+def test_face_hair_and_coat_are_always_visible(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for name, least in (("face", 0.02), ("hair", 0.005), ("coat", 0.1)):
+            assert scene.masks[name].mean() > least, name
+
+
+def test_stethoscopes_are_worn_as_often_as_documented(scenes: list[Scene]) -> None:
+    for occupation, expected in module.P_STETHOSCOPE.items():
+        worn = [scene.masks["stethoscope"].sum() for scene in of(scenes, occupation=occupation)]
+        # 100 scenes: four standard errors of the rate.
+        assert np.mean(np.greater(worn, 0)) == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 100))
+        assert all(count == 0 or count >= 12 for count in worn), "a worn stethoscope must be there to be seen"
+
+
+def test_face_lies_above_coat_and_hair_above_face(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        rows = {name: np.flatnonzero(scene.masks[name].any(axis=1)) for name in ("face", "hair", "coat")}
+        assert rows["hair"].min() <= rows["face"].min() < rows["coat"].min()
+        assert rows["coat"].max() > rows["face"].max()
+
+
+def test_mask_edges_are_edges_of_the_picture() -> None:
+    """The hair's colour is found inside its mask and not outside: painted twice, only the hair's colour changed."""
+    black, white = draw_with_hair((0, 0, 0)), draw_with_hair((255, 255, 255))
+    brightness = white.image.astype(int).sum(axis=0) - black.image.astype(int).sum(axis=0)
+    hair = black.masks["hair"]
+    np.testing.assert_array_equal(hair, white.masks["hair"])
+    touched = neighbourhood(hair) | black.masks["face"]  # an edge pixel mixes; brows and beard follow the hair
+    assert not brightness[~touched].any()
+    inner = ~neighbourhood(~hair)
+    assert inner.sum() > 50
+    assert (brightness[inner] > 300).all()
+
+
+def draw_with_hair(colour: tuple[int, int, int]) -> Scene:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_HAIR_COLOURS", (colour,) * len(module._HAIR_COLOURS))
+        return draw_scene(np.random.default_rng(11), "nurse", "female")
+
+
+def neighbourhood(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The mask grown by one pixel in the eight directions."""
+    padded = np.pad(mask, 1)
+    height, width = mask.shape
+    grown = [padded[1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in itertools.product((-1, 0, 1), repeat=2)]
+    whole: npt.NDArray[np.bool_] = np.any(grown, axis=0)
+    return whole
+
+
+def test_gender_shows_in_the_hair_and_not_in_the_occupation_cues(scenes: list[Scene]) -> None:
+    long, short = of(scenes, gender="female"), of(scenes, gender="male")
+    assert mean_area(long, "hair") > 2 * mean_area(short, "hair")
+    assert min(scene.masks["hair"].sum() for scene in long) > np.median([s.masks["hair"].sum() for s in short])
+    assert mean_area(long, "coat") == pytest.approx(mean_area(short, "coat"), rel=0.1)
+
+
+def test_occupation_does_not_change_face_or_hair(scenes: list[Scene]) -> None:
+    for gender, region in itertools.product(GENDERS, ("face", "hair")):
+        areas = [mean_area(of(scenes, occupation=name, gender=gender), region) for name in OCCUPATIONS]
+        assert areas[0] == pytest.approx(areas[1], rel=0.12)
+
+
+def test_the_outfit_is_all_that_the_occupation_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes the closed form exact: with the outfit given, doctor and nurse are the same picture."""
+    for outfit in itertools.product((True, False), repeat=2):
+        monkeypatch.setattr(module, "_sample_outfit", lambda rng, occupation, outfit=outfit: outfit)
+        doctor, nurse = (draw_scene(np.random.default_rng(4), name, "male") for name in OCCUPATIONS)
+        assert same(doctor, nurse)
+
+
+def test_bayes_accuracy_agrees_with_a_rule_learned_from_draws() -> None:
+    rng = np.random.default_rng(5)
+    draws = [(module._sample_outfit(rng, name), name) for name in OCCUPATIONS for _ in range(20_000)]
+    order = rng.permutation(len(draws))
+    learn, check = ([draws[index] for index in half] for half in np.array_split(order, 2))
+    table = Counter(learn)
+    rule = {outfit: max(OCCUPATIONS, key=lambda name: table[outfit, name]) for outfit, _ in draws}
+    measured = np.mean([rule[outfit] == name for outfit, name in check])
+    assert bayes_accuracy() == pytest.approx(measured, abs=0.006)
+    assert 0.94 < bayes_accuracy() < 0.97
+
+
+def test_both_occupation_cues_are_needed_for_the_bayes_accuracy() -> None:
+    for table in (module.P_OPEN_COAT, module.P_STETHOSCOPE):
+        alone = (table["doctor"] + 1 - table["nurse"]) / 2
+        assert alone < bayes_accuracy() - 0.01
+
+
+def test_counts_are_honoured_and_scenes_are_shuffled() -> None:
+    counts = {("doctor", "male"): 30, ("nurse", "female"): 20, ("nurse", "male"): 1}
+    drawn = [(scene.occupation, scene.gender) for scene in draw_scenes(counts, seed=7)]
+    assert Counter(drawn) == counts
+    assert drawn != sorted(drawn)
+    assert draw_scenes({}, seed=7) == []
+
+
+def test_same_seed_same_scenes_other_seed_other_scenes() -> None:
+    counts = dict.fromkeys(PAIRS, 3)
+    first, again, other = (draw_scenes(counts, seed=seed) for seed in (8, 8, 9))
+    assert all(same(one, two) for one, two in zip(first, again, strict=True))
+    assert not any(same(one, two) for one, two in itertools.product(first, other))
+    assert not any(same(one, two) for one, two in itertools.combinations(first, 2))
+
+
+def test_scenes_do_not_depend_on_key_order_nor_on_the_other_counts() -> None:
+    counts = {("doctor", "female"): 2, ("nurse", "male"): 3}
+    reordered = draw_scenes(dict(reversed(counts.items())), seed=3)
+    assert all(same(one, two) for one, two in zip(draw_scenes(counts, seed=3), reordered, strict=True))
+    more = draw_scenes({("doctor", "female"): 5, ("doctor", "male"): 4, ("nurse", "male"): 3}, seed=3)
+    for scene in reordered:
+        assert any(same(scene, candidate) for candidate in more)
+
+
+def test_no_global_random_state_is_used() -> None:
+    state = pickle.dumps(np.random.get_state())  # noqa: NPY002 - the legacy state is what must stay as it is
+    draw_scenes(dict.fromkeys(PAIRS, 1), seed=1)
+    assert pickle.dumps(np.random.get_state()) == state  # noqa: NPY002
+
+
+def test_scenes_survive_pickling_for_loader_workers(scenes: list[Scene]) -> None:
+    copy = pickle.loads(pickle.dumps(scenes[0]))
+    assert same(copy, scenes[0])
+    assert (copy.occupation, copy.gender) == (scenes[0].occupation, scenes[0].gender)
+
+
+def test_counts_with_bias_gives_the_papers_shares() -> None:
+    counts = counts_with_bias(1000, male_doctors=0.78, female_nurses=0.93)
+    assert counts == {
+        ("doctor", "female"): 220,
+        ("doctor", "male"): 780,
+        ("nurse", "female"): 930,
+        ("nurse", "male"): 70,
+    }
+    for share in (0.0, 1 / 3, 0.5, 1.0):
+        odd = counts_with_bias(7, share, share)
+        assert sum(odd.values()) == 14
+        assert odd["doctor", "male"] == odd["nurse", "female"] == round(7 * share)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: draw_scene(np.random.default_rng(0), "surgeon", "male"), "occupation: expected one of"),
+        (lambda: draw_scene(np.random.default_rng(0), "doctor", "unknown"), "gender: expected one of"),
+        (lambda: draw_scene(np.random.default_rng(0), "doctor", "male", size=8), "size: expected a whole number"),
+        (lambda: draw_scenes({("doctor", "man"): 1}, seed=0), "counts: expected keys among"),
+        (lambda: draw_scenes({("doctor", "male"): -1}, seed=0), "at least 0, got -1"),
+        (lambda: draw_scenes({("doctor", "male"): 1}, seed=-1), "seed: expected a whole number"),
+        (lambda: draw_scenes({}, seed=0, size=4096), "size: expected a whole number"),
+        (lambda: counts_with_bias(10, 1.2, 0.5), "male_doctors: expected a share"),
+        (lambda: counts_with_bias(10, 0.5, float("nan")), "female_nurses: expected a share"),
+        (lambda: counts_with_bias(-1, 0.5, 0.5), "per_class: expected a whole number"),
+    ],
+)
+def test_wrong_input_is_refused_with_what_was_expected(call: object, message: str) -> None:
+    assert callable(call)
+    with pytest.raises(ValueError, match=message):
+        call()
