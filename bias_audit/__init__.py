@@ -8,11 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Not lazy: the module has the function's name, and whichever were imported last would own `bias_audit.gate`.
+from bias_audit.gate import gate as gate
+
 if TYPE_CHECKING:
     from bias_audit.attribution.explain import Heatmaps, explain
     from bias_audit.audit import Auditor, AuditPlan, audit_model
     from bias_audit.data.samples import AuditBatch, AuditDataset, AuditSample
-    from bias_audit.gate import GateResult, gate
+    from bias_audit.gate import GateResult
     from bias_audit.records import AuditResult, Run, read_run
     from bias_audit.report import write_report
     from bias_audit.verdict import Estimate, Finding, Policy, Rule, Verdict

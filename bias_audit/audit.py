@@ -323,10 +323,9 @@ class Auditor:
 
     def _estimates(self, scores: SampleScores, reference: SampleScores | None) -> tuple[Estimate, ...]:
         attributes, subjects = self.audit_set.attribute_table, self.audit_set.subjects
-        decided = scores.predictions >= 0
         return (
             *attention(scores, attributes, subjects, seed=self.plan.seed, reference=reference),
-            *performance(scores.correct[decided], scores.labels[decided], attributes[decided], subjects),
+            *performance(scores.correct, scores.labels, attributes, subjects, scores.predictions >= 0),
         )
 
 

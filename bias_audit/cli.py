@@ -68,7 +68,8 @@ def _print_gate(console: Console, result: GateResult) -> None:
     if result.judgement is not None and result.audit is not None:
         console.print(_findings_table(result))
         console.print(_checks_table(result))
-        console.print(f"Audit at step {result.audit.step}, epoch {result.audit.epoch}, {result.audit.weights} weights.")
+        weights = escape(result.audit.weights)
+        console.print(f"Audit at step {result.audit.step}, epoch {result.audit.epoch}, {weights} weights.")
     for doubt in result.doubts:
         console.print(f"Inconclusive: {escape(doubt)}.", style="yellow")
     console.print(f"bias-audit gate: {_PASSED[result.outcome]}{_because(result)}", style=_STYLES[result.outcome])

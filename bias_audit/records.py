@@ -71,8 +71,8 @@ class SampleSheet:
     """The audited images, as they do not change from audit to audit.
 
     `attributes` is `(N, A)` text in the order of `Subjects.attributes`, "" where a sample has none. `thumbnails` are
-    JPEG bytes. `masks` is bool `(N, R, h, w)` at the thumbnails' largest size `(h, w)`, in the order of
-    `Subjects.regions`.
+    JPEG bytes. `masks` is bool `(N, R, h, w)` in the order of `Subjects.regions`, each at its thumbnail's size and
+    padded at the bottom and on the right to the largest, `(h, w)`.
     """
 
     ids: tuple[str, ...]
@@ -234,10 +234,11 @@ def find_run(path: str | Path) -> Path:
 
 
 def _manifests(root: Path) -> Iterator[Path]:
-    # A run directory keeps its predecessors inside itself: what lies below a manifest is not searched.
+    # A run directory keeps its predecessors inside itself: what lies below a manifest is not searched, and neither is
+    # `previous` while a new run has yet to write its manifest.
     for folder, below, files in os.walk(root):
+        below[:] = [] if MANIFEST in files else [name for name in below if name != PREVIOUS]
         if MANIFEST in files:
-            below.clear()
             yield Path(folder)
 
 
@@ -266,10 +267,10 @@ class RunDirectory:
             _set_aside(path)
         (path / AUDITS).parent.mkdir(parents=True, exist_ok=True)
         (path / "audits").mkdir(exist_ok=True)
-        _write_whole(path / SAMPLES, _sheet_bytes(sheet))
-        _write_whole(path / AUDITS, b"")
+        write_whole(path / SAMPLES, _sheet_bytes(sheet))
+        write_whole(path / AUDITS, b"")
         # The manifest comes last: a directory that has one is complete.
-        _write_whole(path / MANIFEST, _checksummed(manifest.model_dump(mode="json", by_alias=True)))
+        write_whole(path / MANIFEST, _checksummed(manifest.model_dump(mode="json", by_alias=True)))
         return cls(path, 0, "")
 
     @classmethod
@@ -288,7 +289,7 @@ class RunDirectory:
             old, new = getattr(run.manifest, name), getattr(manifest, name)
             if old != new:
                 raise RecordError(f"{source}: cannot be resumed: its {name} is {old!r}, this audit's is {new!r}")
-        path, source = Path(path), Path(source)
+        path, source = Path(path), run.path
         if path.resolve() != source.resolve():
             directory = cls.create(path, manifest.model_copy(update={"run_id": run.manifest.run_id}), sheet)
             for audit, line in zip(run.audits, run._arrays, strict=True):
@@ -297,7 +298,7 @@ class RunDirectory:
             return directory
         whole = _whole_lines((source / AUDITS).read_bytes())
         if run.torn:
-            _write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
+            write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
         last = json.loads(whole[-1])["sha256"] if whole else ""
         directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last)
         directory._append_line(_Line("rewind", step=step))
@@ -311,7 +312,7 @@ class RunDirectory:
         """
         content = _scores_bytes(result.scores)
         name = f"audits/{self._count:06d}.npz"
-        _write_whole(self.path / name, content)
+        write_whole(self.path / name, content)
         self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content)))
         self._count += 1
 
@@ -328,10 +329,17 @@ class RunDirectory:
         body["previous"] = self._last_sha256
         digest = _sha256(_canonical(body))
         text = json.dumps({"body": body, "sha256": digest}, separators=(",", ":"), allow_nan=False)
-        with (self.path / AUDITS).open("ab") as file:
-            file.write(text.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / AUDITS
+        size = path.stat().st_size
+        try:
+            with path.open("ab") as file:
+                file.write(text.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # A full disk may have taken half of the line, and the next one must not be glued to it.
+            os.truncate(path, size)
+            raise
         self._last_sha256 = digest
 
 
@@ -371,7 +379,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         outer = json.loads(path.read_bytes())
         body, digest = outer["body"], outer["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"{path}: is not a whole manifest ({type(error).__name__}): record the run again") from error
     if _sha256(_canonical(body)) != digest:
         raise RecordError(f"{path}: its checksum does not match its content: it was changed or damaged")
@@ -434,7 +442,7 @@ def _read_scores(root: Path, line: _Line) -> SampleScores:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     if _sha256(content) != line.arrays_sha256:
         raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
-    arrays = _load_npz(path, content)
+    arrays = _load_npz(path, content, tuple(f.name for f in fields(SampleScores)))
     for name in ("metrics", "methods", "regions", "ids"):
         arrays[name] = tuple(str(x) for x in arrays[name])
     return SampleScores(**arrays)
@@ -468,7 +476,8 @@ def _read_sheet(path: Path) -> SampleSheet:
         content = path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
-    arrays = _load_npz(path, content)
+    names = ("ids", "labels", "attributes", "thumbnails", "thumbnail_lengths", "masks", "masks_shape")
+    arrays = _load_npz(path, content, names)
     ends = np.cumsum(arrays["thumbnail_lengths"])
     data = arrays["thumbnails"].tobytes()
     thumbnails = tuple(data[end - n : end] for end, n in zip(ends, arrays["thumbnail_lengths"], strict=True))
@@ -490,13 +499,14 @@ def _npz_bytes(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _load_npz(path: Path, content: bytes) -> dict[str, Any]:
+def _load_npz(path: Path, content: bytes, names: tuple[str, ...]) -> dict[str, Any]:
     import numpy as np
 
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return {name: archive[name] for name in names}
+    except Exception as error:
+        # A damaged archive raises whatever its parts do: zlib.error, EOFError, NotImplementedError, struct.error ...
         raise RecordError(f"{path}: is not a whole .npz file ({error}): record the run again") from error
 
 
@@ -506,14 +516,20 @@ def _set_aside(path: Path) -> None:
         run_id = _read_manifest(path / MANIFEST).run_id
     except RecordError:
         run_id = f"unreadable-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
-    target = path / PREVIOUS / run_id
+    # The same run may be resumed here more than once; a manifest from elsewhere does not choose the folder.
+    name = Path(run_id).name
+    taken = 1
+    target = path / PREVIOUS / name
+    while target.exists():
+        taken += 1
+        target = path / PREVIOUS / f"{name}-{taken}"
     target.mkdir(parents=True)
     for item in path.iterdir():
         if item.name != PREVIOUS:
             shutil.move(item, target / item.name)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or absent, and on disk when this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -279,6 +279,14 @@ class Policy(_Strict):
     tolerance: Tolerance = Tolerance()
     min_samples: Annotated[int, Field(ge=1)] = 20
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Policy:
+        titles = [rule.title for rule in self.rules]
+        twice = next((title for title in titles if titles.count(title) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two rules are called {twice!r}: give one of them another `name`, or remove it")
+        return self
+
     @classmethod
     def load(cls, source: Policy | str | Path | Mapping[str, Any] | None) -> Policy:
         """Policy from a YAML file, a TOML file (`[tool.bias_audit]`), a mapping, or None for the default.
@@ -302,11 +310,12 @@ class Policy(_Strict):
             ) from error
         try:
             content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-        except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
             detail = " ".join(str(error).split())
             raise ValueError(f"policy {path}: not valid {path.suffix.lstrip('.') or 'YAML'}: {detail}") from error
         if path.suffix == ".toml":
-            content = content.get("tool", {}).get("bias_audit") if isinstance(content, dict) else None
+            tools = content.get("tool")
+            content = tools.get("bias_audit") if isinstance(tools, dict) else None
             if content is None:
                 raise ValueError(f"policy {path}: has no table [tool.bias_audit]: add it, or name another file")
         if not isinstance(content, Mapping):
@@ -388,12 +397,16 @@ def _find(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Whether one kind of evidence is there: yes, no, or unknown (None), and the estimate that says so."""
+    """Whether one kind of evidence is there: yes, no, or unknown (None), and the estimate that says so.
+
+    `annotated` is False where the audit set has nothing that could answer.
+    """
 
     there: bool | None
     estimate: Estimate | None
     reason: str = ""
     settle: int | None = None
+    annotated: bool = True
 
 
 def _attention(estimates: Sequence[Estimate], region: str, policy: Policy) -> _Answer:
@@ -419,13 +432,13 @@ def _exceeds(estimates: list[Estimate], limit: float, min_samples: int, what: st
     if thin:
         short = min(thin, key=lambda e: e.n)
         because = short.reason or f"{short.n} valid images, {min_samples} needed"
-        return _Answer(None, short, f"{short.subject}: {because}", max(min_samples, short.n))
+        return _Answer(None, short, f"{_readable(short)}: {because}", max(min_samples, short.n))
     if undecided:
         widest = max(undecided, key=_value)
         return _Answer(
             None,
             widest,
-            f"{widest.subject} is {_interval(widest)}, which leaves open whether it exceeds {limit:g}",
+            f"{_readable(widest)} is {_interval(widest)}, which leaves open whether it exceeds {limit:g}",
             _samples_to_settle(widest, limit),
         )
     return _Answer(False, max(usable, key=_value))
@@ -444,7 +457,9 @@ def _samples_to_settle(estimate: Estimate, limit: float) -> int | None:
 def _strongest(answers: Iterable[_Answer]) -> _Answer:
     """Of several answers the one that counts: any yes, else any unknown, else a no."""
     ranked = sorted(answers, key=lambda a: {True: 0, None: 1, False: 2}[a.there])
-    return ranked[0] if ranked else _Answer(None, None, "no attribute is annotated, so no groups can be compared")
+    if not ranked:
+        return _Answer(None, None, "no attribute is annotated, so no groups can be compared", annotated=False)
+    return ranked[0]
 
 
 def _region_finding(region: str, look: _Answer, gap: _Answer) -> Finding:
@@ -454,7 +469,7 @@ def _region_finding(region: str, look: _Answer, gap: _Answer) -> Finding:
     elif look.there and gap.there is False:
         verdict = Verdict.SUSPECTED
         sentence = f"{seen}, but {differs}: looking there is not shown to decide anything."
-    elif look.there and gap.estimate is None:
+    elif look.there and not gap.annotated:
         verdict, sentence = Verdict.SUSPECTED, f"{seen}; whether it decides anything is unknown: {gap.reason}."
     elif look.there is False and gap.there is False:
         verdict, sentence = Verdict.CLEARED, f"{seen}, and {differs}."
@@ -502,7 +517,7 @@ def _open_question(look: _Answer, gap: _Answer) -> str:
 
 
 def _say_attention(region: str, look: _Answer) -> str:
-    if look.estimate is None:
+    if look.estimate is None or not look.estimate.measured:
         return f"Attention to {region} was not measured"
     for_class = f"For class {look.estimate.class_name} the" if look.estimate.class_name else "The"
     times = f"{_interval(look.estimate)} times the share its area would ({look.estimate.method})"
@@ -510,12 +525,16 @@ def _say_attention(region: str, look: _Answer) -> str:
 
 
 def _say_performance(gap: _Answer) -> str:
-    if gap.estimate is None or gap.estimate.value is None:
+    if gap.estimate is None or not gap.estimate.measured:
         return "accuracy by group was not measured"
     e = gap.estimate
     where = f"within class {e.class_name} " if e.class_name else ""
     size = "" if gap.there else "at most "
     return f"{where}accuracy differs by {e.group} by {size}{_interval(e)}"
+
+
+def _readable(e: Estimate) -> str:
+    return e.subject.replace("_", " ")
 
 
 def _interval(e: Estimate) -> str:
@@ -543,8 +562,8 @@ def _apply(
 ) -> list[Check]:
     regions = subjects.regions_with(rule.region) if rule.region in ROLES else (rule.region,)
     if rule.metric == "verdict":
-        names = regions if rule.region is not None else (rule.group,)
-        checks = [_check_verdict(rule, f) for f in findings if f.name in names]
+        kind, names = ("region", regions) if rule.region is not None else ("attribute", (rule.group,))
+        checks = [_check_verdict(rule, f) for f in findings if f.kind == kind and f.name in names]
     else:
         wanted = _Wanted(rule, regions, subjects)
         min_samples = rule.min_samples or policy.min_samples

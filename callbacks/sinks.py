@@ -135,9 +135,9 @@ class FanOut:
             try:
                 call(sink)
             except Exception as error:
+                self._sinks.remove(sink)
                 if self._on_error == "raise":
                     raise
-                self._sinks.remove(sink)
                 warnings.warn(
                     f"bias-audit: {type(sink).__name__} failed and is left out from now on; training goes on: {error}",
                     RuntimeWarning,

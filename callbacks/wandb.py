@@ -18,7 +18,7 @@ from PIL import Image
 
 from bias_audit.callbacks.overlays import overlay
 from bias_audit.callbacks.sinks import Session, scalars
-from bias_audit.records import AuditResult, SampleScores, SampleSheet
+from bias_audit.records import PREVIOUS, AuditResult, SampleScores, SampleSheet
 from bias_audit.verdict import Subjects
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ class WandbSink:
         if page.exists():
             self._run.log({f"{name}/report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
         artifact = wandb.Artifact(f"{name}-{self.session.manifest.run_id}", type="bias-audit")
-        artifact.add_dir(str(path))
+        for item in sorted(path.iterdir()):
+            if item.is_dir() and item.name != PREVIOUS:
+                artifact.add_dir(str(item), name=item.name)
+            elif item.is_file():
+                artifact.add_file(str(item))
         self._run.log_artifact(artifact)
         if self._own:
             self._run.finish()

@@ -21,6 +21,7 @@ def performance(
     labels: npt.NDArray[np.int64],
     attributes: npt.NDArray[np.str_],
     subjects: Subjects,
+    decided: npt.NDArray[np.bool_],
 ) -> tuple[Estimate, ...]:
     """`accuracy` of every cell, `worst_group_accuracy` and `accuracy_gap` of every attribute.
 
@@ -28,10 +29,11 @@ def performance(
     the worst value's accuracy, within a class and over all: within a class it is the difference that equalized odds
     forbids. Their `n` is that of the smallest group compared.
 
-    `correct` is bool `(N,)`, `attributes` `(N, A)` text in the order of `subjects.attributes`.
+    `correct` is bool `(N,)`, `attributes` `(N, A)` text in the order of `subjects.attributes`. Images that are not
+    `decided`, bool `(N,)`, are left out; a group of which none is decided is unmeasured, never absent.
     """
     all_cells = list(cells(labels, attributes, subjects))
-    counts = {(c.class_name, c.group): (int(correct[c.members].sum()), int(c.members.sum())) for c in all_cells}
+    counts = {(c.class_name, c.group): _count(correct[c.members & decided]) for c in all_cells}
     classes = [c.class_name for c in all_cells if c.class_name is not None and c.group is None]
     found = [_accuracy(cell, *counts[cell.class_name, cell.group]) for cell in all_cells]
     for attribute, values in subjects.attributes:
@@ -41,17 +43,26 @@ def performance(
     return tuple(found)
 
 
+def _count(correct: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    return int(correct.sum()), len(correct)
+
+
 def _accuracy(cell: Cell, hits: int, n: int) -> Estimate:
+    if n == 0:
+        return _unmeasured("accuracy", cell.group, cell.class_name, f"no image {_FINITE}")
     return Estimate("accuracy", *wilson(hits, n), n, class_name=cell.class_name, group=cell.group)
 
 
 Count = tuple[int, int] | None
+_FINITE = "for which the model's output is finite"
 
 
 def _worst_group(attribute: str, counts: list[Count]) -> Estimate:
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return _unmeasured("worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image")
+    if any(n == 0 for _, n in known):
+        return _unmeasured("worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image {_FINITE}")
     # The minimum over groups lies between the least lower and the least upper bound.
     value, low, high = (min(bound) for bound in zip(*(wilson(*count) for count in known), strict=True))
     return Estimate("worst_group_accuracy", value, low, high, min(n for _, n in known), group=attribute)
@@ -63,6 +74,10 @@ def _gap(attribute: str, class_name: str | None, counts: dict[str, Count]) -> Es
         empty = [group for group, count in counts.items() if count is None]
         reason = f"no image where {', '.join(empty)}" if empty else f"{attribute} has one value only"
         return _unmeasured("accuracy_gap", attribute, class_name, reason)
+    undecided = [group for group, count in counts.items() if count is not None and count[1] == 0]
+    if undecided:
+        reason = f"no image {_FINITE} where {', '.join(undecided)}"
+        return _unmeasured("accuracy_gap", attribute, class_name, reason)
     pairs = list(combinations(known, 2))
     best, worst = max(pairs, key=lambda pair: abs(pair[0][0] / pair[0][1] - pair[1][0] / pair[1][1]))
     if best[0] / best[1] < worst[0] / worst[1]:
@@ -73,5 +88,5 @@ def _gap(attribute: str, class_name: str | None, counts: dict[str, Count]) -> Es
     return Estimate("accuracy_gap", value, low, high, n, class_name=class_name, group=attribute)
 
 
-def _unmeasured(metric: str, attribute: str, class_name: str | None, reason: str) -> Estimate:
-    return Estimate(metric, None, None, None, 0, class_name=class_name, group=attribute, reason=reason)
+def _unmeasured(metric: str, group: str | None, class_name: str | None, reason: str) -> Estimate:
+    return Estimate(metric, None, None, None, 0, class_name=class_name, group=group, reason=reason)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bias_audit.records import AuditSummary, Run, read_run
+from bias_audit.records import AuditSummary, Run, read_run, write_whole
 from bias_audit.report.charts import draw, method_name, thin
 from bias_audit.report.samples import viewer_data
 from bias_audit.verdict import Check, Estimate, Finding, Outcome, Verdict
@@ -49,13 +48,8 @@ def write_report(path: str | Path) -> Path:
     """
     run = read_run(path)
     target = run.path / REPORT
-    temporary = target.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    try:
-        # A file name that is not text stays legible; it must not cost the reader the page.
-        temporary.write_bytes(render(run).encode("utf-8", "backslashreplace"))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # A file name that is not text stays legible; it must not cost the reader the page.
+    write_whole(target, render(run).encode("utf-8", "backslashreplace"))
     return target
 
 

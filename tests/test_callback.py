@@ -1,0 +1,467 @@
+"""The callback in real Trainers: when it audits, what it leaves behind, and that training is not changed by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import warnings
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from training import Net, audit_set, fit, loader, trainer
+
+from bias_audit import AuditPlan, gate, read_run
+from bias_audit.callbacks import BiasAuditCallback, BiasViolation
+from bias_audit.records import AuditResult
+from bias_audit.verdict import Outcome
+
+STEPS_PER_EPOCH = 4
+# On scenes with the face always in view some energy falls on it: this rule is violated whatever the model is.
+ALWAYS_VIOLATED = {"rules": [{"metric": "accuracy", "min": 1.0, "max": 1.0, "min_samples": 1}], "min_samples": 1}
+NEVER = {"rules": [{"metric": "accuracy", "min": 0.0}], "min_samples": 1}
+
+
+def callback(tmp_path: Path, **options: Any) -> BiasAuditCallback:
+    return BiasAuditCallback(audit_set(), **({"dirpath": tmp_path / "run"} | options))
+
+
+def audited(path: Path) -> list[tuple[str, int]]:
+    return [(audit.trigger, audit.step) for audit in read_run(path).audits]
+
+
+# Promise 1: not one bit of training changes.
+
+
+@pytest.mark.parametrize("schedule", [{}, {"every_n_steps": 3}], ids=["validation", "steps"])
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({}, None),
+        ({"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}, None),
+        ({"precision": "bf16-mixed"}, None),
+        ({"val_check_interval": 0.5}, None),
+        ({}, "manual"),
+        ({}, "averaging"),
+    ],
+    ids=["plain", "accumulation", "bf16-mixed", "val_check_interval", "manual", "averaging"],
+)
+def test_training_is_not_changed_by_one_bit(
+    tmp_path: Path, schedule: dict[str, int], options: dict[str, Any], extra: str | None
+) -> None:
+    ends = []
+    for with_audit in (False, True):
+        callbacks: list[Any] = [callback(tmp_path, **schedule)] if with_audit else []
+        callbacks += [WeightAveraging()] if extra == "averaging" else []
+        run = trainer(tmp_path, *callbacks, **options)
+        net = fit(run, partial(Net, manual=extra == "manual"))
+        optimizers = [o.state_dict() for o in run.optimizers]
+        ends.append((net.state_dict(), optimizers, torch.get_rng_state(), run.global_step))
+    without, with_ = ends
+    assert without[0].keys() == with_[0].keys()
+    for key, tensor in without[0].items():
+        assert torch.equal(tensor, with_[0][key]), key
+    assert torch.utils._pytree.tree_all(
+        lambda same: same,
+        torch.utils._pytree.tree_map(
+            lambda a, b: torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, without[1], with_[1]
+        ),
+    )
+    assert torch.equal(without[2], with_[2])
+    assert without[3] == with_[3]
+    assert len(read_run(tmp_path / "run").audits) >= 3
+
+
+# When it audits.
+
+
+def test_by_default_before_training_and_after_each_validation(tmp_path: Path) -> None:
+    fit(trainer(tmp_path, callback(tmp_path), num_sanity_val_steps=2))
+    assert audited(tmp_path / "run") == [("reference", 0), ("validation", 4), ("validation", 8)]
+
+
+def test_without_validation_after_each_epoch(tmp_path: Path) -> None:
+    fit(trainer(tmp_path, callback(tmp_path)), validate=False)
+    assert audited(tmp_path / "run") == [("reference", 0), ("epoch", 4), ("epoch", 8)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "expected"),
+    [
+        ({"every_n_epochs": 2}, {"max_epochs": 5}, [("epoch", 8), ("epoch", 16), ("end", 20)]),
+        # Two validations an epoch: the last of the epoch's is audited.
+        ({"every_n_epochs": 2}, {"max_epochs": 2, "val_check_interval": 0.5}, [("epoch", 8)]),
+        # No validation in the epochs that are due.
+        ({"every_n_epochs": 2}, {"max_epochs": 4, "check_val_every_n_epoch": 3}, [("epoch", 8), ("epoch", 16)]),
+        ({"every_n_steps": 3}, {}, [("step", 3), ("step", 6), ("end", 8)]),
+        # Two optimizer steps an epoch, four batches: each multiple once.
+        ({"every_n_steps": 2}, {"accumulate_grad_batches": 2}, [("step", 2), ("step", 4)]),
+        ({"every": timedelta(microseconds=1)}, {"max_epochs": 1}, [("time", s) for s in (1, 2, 3, 4)]),
+        ({"every": {"hours": 9}}, {}, [("end", 8)]),
+        ({}, {"check_val_every_n_epoch": 2, "max_epochs": 3}, [("validation", 8), ("end", 12)]),
+    ],
+)
+def test_schedules(tmp_path: Path, schedule: Any, options: Any, expected: list[tuple[str, int]]) -> None:
+    fit(trainer(tmp_path, callback(tmp_path, reference=False, **schedule), **options))
+    assert audited(tmp_path / "run") == expected
+
+
+def test_manual_optimization_skips_no_multiple(tmp_path: Path) -> None:
+    # Two optimizers step twice a batch: global_step goes 2, 4, 6, ... and never hits a multiple of 3 but 6.
+    fit(trainer(tmp_path, callback(tmp_path, every_n_steps=3, reference=False), max_epochs=1), Net(manual=True))
+    assert audited(tmp_path / "run") == [("step", 4), ("step", 6), ("end", 8)]
+
+
+def test_fast_dev_run_audits_nothing(tmp_path: Path) -> None:
+    fit(trainer(tmp_path, callback(tmp_path), fast_dev_run=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validate_and_test_audit_once(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callback(tmp_path))
+    net = fit(run)
+    run.validate(net, loader(2, shuffle=False), verbose=False)
+    run.test(net, loader(2, shuffle=False), verbose=False)
+    assert audited(tmp_path / "run")[-2:] == [("validate", 8), ("test", 8)]
+    fresh = trainer(tmp_path, callback(tmp_path, dirpath=tmp_path / "alone"))
+    fresh.validate(net, loader(2, shuffle=False), verbose=False)
+    assert audited(tmp_path / "alone") == [("validate", 0)]
+    # Under inference_mode the heatmaps are those of training.
+    one, other = read_run(tmp_path / "run"), read_run(tmp_path / "alone")
+    torch.testing.assert_close(
+        torch.from_numpy(one.scores(-1).values), torch.from_numpy(other.scores(0).values), equal_nan=True
+    )
+
+
+# What it logs, and who sees it.
+
+
+def test_monitors_see_the_scalars(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "best", monitor="bias_audit/energy_share/hair", mode="min", filename="best")
+    stopping = EarlyStopping("bias_audit/enrichment/face", patience=0, mode="max", min_delta=1e6)
+    run = trainer(tmp_path, callback(tmp_path), checkpoint, stopping, max_epochs=9, enable_checkpointing=True)
+    fit(run)
+    # The first value sets the best, the second is no improvement of 1e6: stopped after two epochs.
+    assert run.current_epoch == 2
+    audits = read_run(tmp_path / "run").audits
+    shares = [a.estimate("energy_share", region="hair", method="gradcam").value for a in audits[1:]]
+    assert checkpoint.best_model_score.item() == pytest.approx(min(shares))
+    assert run.callback_metrics["bias_audit/violations"] == 0
+
+
+def test_loggers_get_each_audit_once(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="csv")
+    fit(trainer(tmp_path, callback(tmp_path, dirpath=None), logger=logger, log_every_n_steps=1))
+    path = Path(logger.log_dir)
+    rows = [line.split(",") for line in (path / "metrics.csv").read_text().splitlines()]
+    step, share = rows[0].index("step"), rows[0].index("bias_audit/energy_share/hair")
+    logged = [(int(row[step]), float(row[share])) for row in rows[1:] if row[share]]
+    recorded = [
+        (a.step, a.estimate("energy_share", region="hair", method="gradcam").value)
+        for a in read_run(path / "bias_audit").audits
+    ]
+    assert logged == [(s, pytest.approx(v)) for s, v in recorded]
+
+
+def test_lightning_pytorch_trainer_and_two_callbacks(tmp_path: Path) -> None:
+    import lightning.pytorch as lp
+
+    class Wrapped(lp.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.net(images)
+
+        def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+    one, other = BiasAuditCallback(audit_set()), BiasAuditCallback(audit_set(2, seed=9), name="second")
+    checkpoint = lp.callbacks.ModelCheckpoint(monitor="second/energy_share/hair")
+    run = lp.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[one, other, checkpoint],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    run.fit(Wrapped(), loader())
+    assert read_run(tmp_path / "bias_audit").manifest.samples_audited == 12
+    assert read_run(tmp_path / "second").manifest.samples_audited == 8
+    assert checkpoint.best_model_score == run.callback_metrics["second/energy_share/hair"]
+    assert one.state_key != other.state_key
+
+
+def test_the_run_directory_is_whole_after_every_audit(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool, int]] = []
+
+    class Watching:
+        def start(self, session: Any) -> None: ...
+        def fail(self, step: int, reason: str) -> None: ...
+        def end(self) -> None: ...
+        def write(self, result: AuditResult) -> None:
+            run = read_run(tmp_path / "run")
+            page = (tmp_path / "run" / "report.html").read_text()
+            seen.append((len(run.audits), run.ended, page.count("<html")))
+            assert run.audits[-1] == result.summary()
+
+    fit(trainer(tmp_path, callback(tmp_path, sinks=[Watching()], on_error="raise")))
+    assert seen == [(1, False, 1), (2, False, 1), (3, False, 1)]
+    assert read_run(tmp_path / "run").ended
+
+
+def test_default_directories(tmp_path: Path) -> None:
+    fit(trainer(tmp_path, callback(tmp_path, dirpath=None), max_epochs=1))
+    assert (tmp_path / "bias_audit" / "manifest.json").exists()
+    first = read_run(tmp_path / "bias_audit").manifest.run_id
+    fit(trainer(tmp_path, callback(tmp_path, dirpath=None), max_epochs=1))
+    second = read_run(tmp_path).manifest.run_id
+    assert first != second
+    assert (tmp_path / "bias_audit" / "previous" / first / "audits.jsonl").exists()
+
+
+# What it does about a violation.
+
+
+def test_warns_once_while_the_violation_stays_the_same(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="at step 4 the policy is violated: accuracy") as caught:
+        fit(trainer(tmp_path, callback(tmp_path, policy=ALWAYS_VIOLATED), max_epochs=3))
+    assert sum("policy is violated" in str(w.message) for w in caught) == 1
+    assert len(read_run(tmp_path / "run").audits) == 4
+    assert gate(read_run(tmp_path / "run")).outcome is Outcome.VIOLATED
+
+
+def test_stops(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callback(tmp_path, policy=ALWAYS_VIOLATED, on_violation="stop"), max_epochs=9)
+    with pytest.warns(UserWarning, match="violated"):
+        fit(run)
+    assert run.current_epoch == 1
+
+
+def test_raises_after_recording(tmp_path: Path) -> None:
+    with pytest.raises(BiasViolation, match="accuracy"):
+        fit(trainer(tmp_path, callback(tmp_path, policy=ALWAYS_VIOLATED, on_violation="raise")))
+    assert audited(tmp_path / "run") == [("reference", 0), ("validation", 4)]
+
+
+def test_a_policy_that_holds_is_silent(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(trainer(tmp_path, callback(tmp_path, policy=NEVER, on_violation="raise")))
+    assert not [w for w in caught if "bias-audit" in str(w.message)]
+    assert gate(read_run(tmp_path / "run")).outcome is Outcome.HELD
+
+
+# Checkpoints and resuming.
+
+
+def test_a_resumed_run_gives_what_an_unbroken_one_gives(tmp_path: Path) -> None:
+    class Plain(torch.utils.data.Dataset):
+        """No randomness: resuming restores the weights and not the generators."""
+
+        images = torch.stack([image for image, _ in (loader().dataset[i] for i in range(32))])
+
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return self.images[i], i % 2
+
+    data = torch.utils.data.DataLoader(Plain(), batch_size=8)
+
+    def go(path: Path, epochs: int, ckpt: Path | None = None) -> None:
+        pl.seed_everything(0, verbose=False)
+        net = Net()
+        net.dropout.p = 0.0
+        run = trainer(path, callback(path, every_n_steps=2), max_epochs=epochs, enable_checkpointing=False)
+        run.fit(net, data, ckpt_path=ckpt)
+        run.save_checkpoint(path / f"{epochs}.ckpt")
+
+    go(tmp_path / "unbroken", 4)
+    go(tmp_path / "broken", 2)
+    assert torch.load(tmp_path / "broken" / "2.ckpt", weights_only=True)["callbacks"]
+    # Goes on in the same directory, and from an earlier checkpoint than the records reach.
+    go(tmp_path / "broken", 3, tmp_path / "broken" / "2.ckpt")
+    go(tmp_path / "broken", 4, tmp_path / "broken" / "2.ckpt")
+    # Goes on in another directory: the audits so far come along.
+    go(tmp_path / "elsewhere", 4, tmp_path / "broken" / "2.ckpt")
+    expected = read_run(tmp_path / "unbroken" / "run")
+    for name in ("broken", "elsewhere"):
+        run = read_run(tmp_path / name / "run")
+        assert [(a.trigger, a.step) for a in run.audits] == [(a.trigger, a.step) for a in expected.audits]
+        assert [a.estimates for a in run.audits] == [a.estimates for a in expected.audits]
+        for index in range(len(run.audits)):
+            assert (run.scores(index).maps == expected.scores(index).maps).all()
+    assert audited(tmp_path / "unbroken" / "run")[-1] == ("step", 16)
+
+
+def test_validating_a_checkpoint_does_not_touch_its_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callback(tmp_path))
+    fit(run)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    before = (tmp_path / "run" / "audits.jsonl").read_bytes()
+    fresh = trainer(tmp_path, callback(tmp_path, dirpath=tmp_path / "other"))
+    fresh.validate(Net(), loader(2, shuffle=False), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert (tmp_path / "run" / "audits.jsonl").read_bytes() == before
+    assert len(read_run(tmp_path / "other").audits) == 1
+
+
+@pytest.mark.parametrize(("audit_first", "expected"), [(True, "ema"), (False, "raw")])
+def test_which_weights_an_audit_saw_is_recorded(tmp_path: Path, audit_first: bool, expected: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Spy:
+        def start(self, session: Any) -> None: ...
+        def fail(self, step: int, reason: str) -> None: ...
+        def end(self) -> None: ...
+        def write(self, result: AuditResult) -> None:
+            seen.append(net.head[0].weight.detach().clone())
+
+    net = Net()
+    auditing, averaging = callback(tmp_path, reference=False, sinks=[Spy()]), WeightAveraging()
+    raw: list[torch.Tensor] = []
+
+    class Raw(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            raw.append(pl_module.head[0].weight.detach().clone())
+
+    order = [auditing, averaging] if audit_first else [averaging, auditing]
+    fit(trainer(tmp_path, *order, Raw(), max_epochs=1), net)
+    assert [a.weights for a in read_run(tmp_path / "run").audits] == [expected]
+    assert torch.equal(seen[0], raw[-1]) == (expected == "raw")
+
+
+# What goes wrong.
+
+
+class Failing:
+    """A sink whose disk is full from the second audit on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def start(self, session: Any) -> None: ...
+    def fail(self, step: int, reason: str) -> None: ...
+    def end(self) -> None:
+        raise AssertionError("called after it failed")
+
+    def write(self, result: AuditResult) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise OSError("disk full")
+
+
+def test_a_failing_sink_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
+    sink = Failing()
+    with pytest.warns(RuntimeWarning, match="Failing failed .* disk full") as caught:
+        fit(trainer(tmp_path, callback(tmp_path, sinks=[sink]), max_epochs=4))
+    assert sink.calls == 2
+    assert sum("disk full" in str(w.message) for w in caught) == 1
+    assert len(read_run(tmp_path / "run").audits) == 5
+    with pytest.raises(OSError, match="disk full"):
+        fit(trainer(tmp_path, callback(tmp_path, sinks=[Failing()], on_error="raise"), max_epochs=4))
+
+
+class Breaking(Net):
+    """Its forward fails outside of training and validation steps, from the second audit on."""
+
+    audits = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # The audit's images are not augmented; the first pixel tells them apart.
+        if len(images) == 12:
+            type(self).audits += 1
+            if self.audits == 2:
+                raise RuntimeError("out of memory, say")
+        return super().forward(images)
+
+
+def test_a_failing_audit_is_recorded_and_training_goes_on(tmp_path: Path) -> None:
+    Breaking.audits = 0
+    with pytest.warns(RuntimeWarning, match="audit at step 4 failed, training goes on: RuntimeError: out of memory"):
+        fit(trainer(tmp_path, callback(tmp_path, policy=NEVER), max_epochs=1), Breaking())
+    run = read_run(tmp_path / "run")
+    # The audit at the end of training makes up for it.
+    assert [a.trigger for a in run.audits] == ["reference", "end"]
+    assert gate(run).outcome is Outcome.HELD
+
+
+def test_a_mistake_in_the_set_up_is_raised_at_once(tmp_path: Path) -> None:
+    plan = AuditPlan(layer="head")
+    with pytest.raises(ValueError, match="'head' has no spatial output"):
+        fit(trainer(tmp_path, callback(tmp_path, plan=plan)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every_n_epochs": 1, "every_n_steps": 5}, "expected one schedule, got every_n_epochs and every_n_steps"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1"),
+        ({"every": timedelta(0)}, "longer than nothing"),
+        ({"on_violation": "explode"}, "unknown on_violation 'explode'"),
+        ({"wandb": True}, "ambiguous"),
+        ({"policy": {"rules": [{"metric": "enrichment", "region": "nose", "max": 1}]}}, "unknown region 'nose'"),
+        ({"policy": {"ruels": []}}, "ruels: unknown key"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BiasAuditCallback(audit_set(), **options)
+
+
+# Other ways to train.
+
+
+def test_ddp_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        torch.set_num_threads(1)
+        from pathlib import Path
+        from training import Net, audit_set, fit, trainer
+        from bias_audit.callbacks import BiasAuditCallback
+        devices, path = int(sys.argv[1]), Path(sys.argv[2])
+        class Still(Net):
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.0)
+        net = Still()
+        for m in net.features:
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.momentum = 0.0
+        import pytorch_lightning as pl
+        pl.seed_everything(0, verbose=False)
+        for p in net.parameters():
+            torch.nn.init.normal_(p)
+        run = trainer(path, BiasAuditCallback(audit_set(), policy={ALWAYS_VIOLATED!r}, on_violation="stop",
+                      dirpath=path / "run"), max_epochs=5, devices=devices,
+                      strategy="ddp" if devices > 1 else "auto")
+        fit(run, net)
+        assert run.current_epoch == 1, run.current_epoch
+        """)
+    )
+    for devices in (1, 2):
+        command = [sys.executable, "-W", "ignore", str(script), str(devices), str(tmp_path / str(devices))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = read_run(tmp_path / "1" / "run"), read_run(tmp_path / "2" / "run")
+    assert [a.trigger for a in two.audits] == ["reference", "validation"]
+    assert [a.estimates for a in one.audits] == [a.estimates for a in two.audits]
+    assert gate(two).outcome is Outcome.VIOLATED
+
+
+def test_tensorboard_directory(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    logger = TensorBoardLogger(tmp_path, name="tb")
+    fit(trainer(tmp_path, callback(tmp_path, dirpath=None), logger=logger, max_epochs=1))
+    assert (Path(logger.log_dir) / "bias_audit" / "manifest.json").exists()
