@@ -8,14 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Not lazy: the module has the function's name, and whichever were imported last would own `bias_audit.gate`.
-from bias_audit.gate import gate as gate
-
 if TYPE_CHECKING:
     from bias_audit.attribution.explain import Heatmaps, explain
     from bias_audit.audit import Auditor, AuditPlan, audit_model
     from bias_audit.data.samples import AuditBatch, AuditDataset, AuditSample
-    from bias_audit.gate import GateResult
+    from bias_audit.gate import GateResult, run_gate
     from bias_audit.records import AuditResult, Run, read_run
     from bias_audit.report import write_report
     from bias_audit.verdict import Estimate, Finding, Policy, Rule, Verdict
@@ -37,8 +34,8 @@ _HOMES = {
     "Verdict": "bias_audit.verdict",
     "audit_model": "bias_audit.audit",
     "explain": "bias_audit.attribution.explain",
-    "gate": "bias_audit.gate",
     "read_run": "bias_audit.records",
+    "run_gate": "bias_audit.gate",
     "write_report": "bias_audit.report",
 }
 
@@ -59,8 +56,8 @@ __all__ = [
     "Verdict",
     "audit_model",
     "explain",
-    "gate",
     "read_run",
+    "run_gate",
     "write_report",
 ]
 

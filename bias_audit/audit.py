@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import FORMULAS, Sign, check_sign
-from bias_audit.attribution.capture import Capture, borrowed, capture, unwrap
+from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture, unwrap
 from bias_audit.attribution.explain import upsample
 from bias_audit.attribution.layers import find_layer
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
@@ -265,8 +265,9 @@ class Auditor:
             for start in range(0, len(self.audit_set), size):
                 batch = self.audit_set.batch(range(start, min(start + size, len(self.audit_set))), device)
                 with forward_context():
-                    layer = self.layer = self.layer or find_layer(lent, batch.images[:1])
-                    taken = capture(lent, batch.images, self._checked_target(batch), layer)
+                    if self.layer is None:
+                        self.layer = find_layer(lent, as_the_model_takes_them(lent, batch.images[:1]))
+                    taken = capture(lent, batch.images, self._checked_target(batch), self.layer)
                 batches.append(self._score(taken, batch))
                 progress(min(start + size, len(self.audit_set)), len(self.audit_set))
         scores = self._collect(batches)

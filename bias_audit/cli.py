@@ -7,6 +7,7 @@ an error, 3 inconclusive. Neither torch nor Lightning is imported unless a comma
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +55,11 @@ def gate(
 
     Exit codes: 0 passed, 1 violated, 2 wrong usage, configuration or an error, 3 inconclusive.
     """
-    from bias_audit.gate import gate as conclude
+    from bias_audit.gate import run_gate
     from bias_audit.records import read_run
 
     run = read_run(run_dir)
-    result = conclude(run, policy)
+    result = run_gate(run, policy)
     console = _console()
     _print_gate(console, result)
     raise typer.Exit(result.exit_code)
@@ -157,6 +158,9 @@ def demo(
 
 def main() -> Any:
     """The console script: every error becomes one line and exit code 2, because 1 means "violated"."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A name that the terminal cannot write must not cost the outcome.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

@@ -26,8 +26,8 @@ from torchvision.transforms import v2
 from bias_audit.audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.samples import AuditDataset
-from bias_audit.data.scenes import GENDERS, OCCUPATIONS, REGIONS, counts_with_bias, draw_scenes, scene_dataset
-from bias_audit.gate import GateResult, gate
+from bias_audit.data.scenes import GENDERS, OCCUPATIONS, REGIONS, balanced_scenes, counts_with_bias, draw_scenes
+from bias_audit.gate import GateResult, run_gate
 from bias_audit.records import Run, read_run
 
 SIZE = 96
@@ -40,16 +40,27 @@ DATA = {"biased": (0.78, 0.93), "balanced": (0.5, 0.5)}
 TRANSFORM = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
 
 
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
 class SceneClassifier(pl.LightningModule):
-    """A small network: three convolutions with pooling, one that mixes channels, global pooling, one linear layer."""
+    """A small network: three convolutions, one that mixes channels only, global pooling and one linear layer.
+
+    What a place of its 12 x 12 map has seen is 23 pixels wide, so a heatmap can tell hair from coat.
+    """
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs, kernel in ((3, 16, 3), (16, 32, 3), (32, 64, 3), (64, 64, 1)):
-            layers += [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)]
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
-        self.features = nn.Sequential(*layers[:-1])
+        self.features = nn.Sequential(
+            *_convolution(3, 16, kernel=5, stride=2),
+            *_convolution(16, 32, kernel=3),
+            nn.MaxPool2d(2),
+            *_convolution(32, 64, kernel=3),
+            nn.MaxPool2d(2),
+            *_convolution(64, 64, kernel=1),
+        )
         self.head = nn.Linear(64, len(OCCUPATIONS))
         self.steps = steps
 
@@ -87,16 +98,14 @@ def run_demo(out: Path, seed: int, console: Console) -> tuple[DemoRun, ...]:
     """
     audit_seed, *training_seeds = (int(s) for s in torch.randint(2**31, (3,), generator=_generator(seed)))
     console.print(f"Drawing {4 * AUDITED_PER_CELL} scenes to audit on, as many men as women in both occupations.")
-    audit_set = scene_dataset(
-        {(o, g): AUDITED_PER_CELL for o in OCCUPATIONS for g in GENDERS}, audit_seed, SIZE, TRANSFORM
-    )
+    audit_set = balanced_scenes(AUDITED_PER_CELL, audit_seed, SIZE, TRANSFORM)
     runs = []
     for (name, shares), training_seed in zip(DATA.items(), training_seeds, strict=True):
         men, women = (f"{100 * share:.0f} %" for share in shares)
         console.print(f"\nTraining [bold]{name}[/bold]: {men} of the doctors are men, {women} of the nurses are women.")
         _train(out / name, shares, training_seed, audit_set)
         run = read_run(out / name)
-        runs.append(DemoRun(name, run, gate(run)))
+        runs.append(DemoRun(name, run, run_gate(run)))
     console.print()
     console.print(_closing_table(runs))
     for demo_run in runs:

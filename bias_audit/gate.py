@@ -31,7 +31,7 @@ class GateResult:
         return EXIT_CODES[self.outcome]
 
 
-def gate(run: Run, policy: Policy | str | Path | Mapping[str, Any] | None = None) -> GateResult:
+def run_gate(run: Run, policy: Policy | str | Path | Mapping[str, Any] | None = None) -> GateResult:
     """Judge a run's last audit by `policy`, or by the policy it was recorded with.
 
     The audit before training is no evidence. A last record that was cut off, a last audit that failed and a training
@@ -42,7 +42,7 @@ def gate(run: Run, policy: Policy | str | Path | Mapping[str, Any] | None = None
 
     Example:
         >>> from bias_audit.records import read_run
-        >>> gate(read_run("runs/today"), {"rules": [...]}).exit_code  # doctest: +SKIP
+        >>> run_gate(read_run("runs/today"), {"rules": [...]}).exit_code  # doctest: +SKIP
         1
     """
     policy = run.manifest.policy if policy is None else Policy.load(policy)

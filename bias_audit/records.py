@@ -182,7 +182,8 @@ class Run:
     """A run directory read back.
 
     `audits` are in order of time, without their scores. `torn` says that the last line was cut off while it was
-    written; `failed` why the latest audit could not be made, if it could not; `ended` that training has finished.
+    written; `failed` why the latest audit is not the last word: one after it failed, or training broke off with an
+    error; `ended` that training is over.
     """
 
     path: Path
@@ -270,7 +271,7 @@ class RunDirectory:
         write_whole(path / SAMPLES, _sheet_bytes(sheet))
         write_whole(path / AUDITS, b"")
         # The manifest comes last: a directory that has one is complete.
-        write_whole(path / MANIFEST, _checksummed(manifest.model_dump(mode="json", by_alias=True)))
+        _write_manifest(path, manifest)
         return cls(path, 0, "")
 
     @classmethod
@@ -299,6 +300,9 @@ class RunDirectory:
         whole = _whole_lines((source / AUDITS).read_bytes())
         if run.torn:
             write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
+        # The policy may have changed: what is judged from now on is judged by the new one.
+        kept = {"run_id": run.manifest.run_id, "created": run.manifest.created}
+        _write_manifest(path, manifest.model_copy(update=kept))
         last = json.loads(whole[-1])["sha256"] if whole else ""
         directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last)
         directory._append_line(_Line("rewind", step=step))
@@ -320,9 +324,9 @@ class RunDirectory:
         """Write that the audit at `step` could not be made: what comes before it is not the latest word."""
         self._append_line(_Line("failed", step=step, reason=reason))
 
-    def end(self) -> None:
-        """Say that training has finished: no audit follows unless it is resumed."""
-        self._append_line(_Line("end"))
+    def end(self, error: str = "") -> None:
+        """Say that training is over: no audit follows unless it is resumed. `error` is what it broke off with."""
+        self._append_line(_Line("end", reason=error))
 
     def _append_line(self, line: _Line) -> None:
         body = json.loads(_LINE.dump_json(line, exclude_defaults=True))
@@ -366,8 +370,10 @@ def read_run(path: str | Path) -> Run:
             failed = ""
         elif line.kind == "failed":
             failed = f"the audit at step {line.step} failed: {line.reason}"
+        elif line.kind == "end" and line.reason:
+            failed = f"training broke off with {line.reason}"
         elif line.kind == "rewind" and line.step is not None:
-            limit = line.step
+            failed, limit = "", line.step
             kept = [k for k in kept if k.audit is not None and k.audit.step <= limit]
     for line in kept:
         _check_arrays(root, line)
@@ -517,7 +523,7 @@ def _set_aside(path: Path) -> None:
     except RecordError:
         run_id = f"unreadable-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     # The same run may be resumed here more than once; a manifest from elsewhere does not choose the folder.
-    name = Path(run_id).name
+    name = Path(run_id).name.lstrip(".") or "unnamed"
     taken = 1
     target = path / PREVIOUS / name
     while target.exists():
@@ -547,9 +553,11 @@ def write_whole(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _checksummed(body: dict[str, Any]) -> bytes:
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    body = manifest.model_dump(mode="json", by_alias=True)
     digest = _sha256(_canonical(body))
-    return json.dumps({"body": body, "sha256": digest}, indent=1, allow_nan=False).encode() + b"\n"
+    text = json.dumps({"body": body, "sha256": digest}, indent=1, allow_nan=False)
+    write_whole(path / MANIFEST, text.encode() + b"\n")
 
 
 def _canonical(body: Any) -> bytes:

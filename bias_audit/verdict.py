@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -133,13 +133,18 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on one spurious region or one attribute, with the sentence a person needs and its evidence."""
+    """The verdict on one spurious region or one attribute, with the sentence a person needs and its evidence.
+
+    `possible` are the verdicts that the evidence does not rule out: one, or several where something is unknown. An
+    unknown need not matter: a region that may or may not be looked at is not relied on if accuracy does not differ.
+    """
 
     kind: Literal["region", "attribute"]
     name: str
     verdict: Verdict
     sentence: str
     evidence: tuple[Estimate, ...]
+    possible: tuple[Verdict, ...]
     samples_to_settle: int | None = None
 
 
@@ -424,24 +429,24 @@ def _exceeds(estimates: list[Estimate], limit: float, min_samples: int, what: st
     usable = [e for e in estimates if e.measured and e.n >= min_samples]
     above = [e for e in usable if e.low is not None and e.low > limit]
     if above:
-        return _Answer(True, max(above, key=_value))
+        return _Answer(True, max(above, key=_by_value))
     thin = [e for e in estimates if e not in usable]
     undecided = [e for e in usable if e.high is not None and e.high > limit]
     if not estimates:
         return _Answer(None, None, f"{what} was not measured")
     if thin:
-        short = min(thin, key=lambda e: e.n)
+        short = min(thin, key=lambda e: (e.n, *_by_value(e)))
         because = short.reason or f"{short.n} valid images, {min_samples} needed"
         return _Answer(None, short, f"{_readable(short)}: {because}", max(min_samples, short.n))
     if undecided:
-        widest = max(undecided, key=_value)
+        widest = max(undecided, key=_by_value)
         return _Answer(
             None,
             widest,
             f"{_readable(widest)} is {_interval(widest)}, which leaves open whether it exceeds {limit:g}",
             _samples_to_settle(widest, limit),
         )
-    return _Answer(False, max(usable, key=_value))
+    return _Answer(False, max(usable, key=_by_value))
 
 
 def _samples_to_settle(estimate: Estimate, limit: float) -> int | None:
@@ -449,7 +454,8 @@ def _samples_to_settle(estimate: Estimate, limit: float) -> int | None:
     assert estimate.value is not None and estimate.low is not None and estimate.high is not None
     distance = abs(estimate.value - limit)
     side = estimate.high - estimate.value if estimate.value < limit else estimate.value - estimate.low
-    if distance == 0:
+    if distance <= side / 1000:
+        # A million times the images: nobody gathers them.
         return None
     return math.ceil(estimate.n * (side / distance) ** 2)
 
@@ -462,23 +468,42 @@ def _strongest(answers: Iterable[_Answer]) -> _Answer:
     return ranked[0]
 
 
+def _region_verdict(look: bool, gap: bool) -> Verdict:
+    if look:
+        return Verdict.RELIANCE if gap else Verdict.SUSPECTED
+    # Accuracy differs, and by what is not shown: the heatmaps may miss this region.
+    return Verdict.INCONCLUSIVE if gap else Verdict.CLEARED
+
+
+def _attribute_verdict(look: bool, gap: bool) -> Verdict:
+    if gap:
+        return Verdict.RELIANCE if look else Verdict.SUSPECTED
+    return Verdict.CLEARED
+
+
+def _possible(table: Callable[[bool, bool], Verdict], look: _Answer, gap: _Answer) -> tuple[Verdict, ...]:
+    """What the table gives for each way in which what is unknown may turn out."""
+    ways = [(True, False) if answer.there is None else (answer.there,) for answer in (look, gap)]
+    found = {table(one, other) for one in ways[0] for other in ways[1]}
+    return tuple(verdict for verdict in Verdict if verdict in found)
+
+
 def _region_finding(region: str, look: _Answer, gap: _Answer) -> Finding:
     seen, differs = _say_attention(region, look), _say_performance(gap)
-    if look.there and gap.there:
-        verdict, sentence = Verdict.RELIANCE, f"{seen}, and {differs}."
-    elif look.there and gap.there is False:
-        verdict = Verdict.SUSPECTED
-        sentence = f"{seen}, but {differs}: looking there is not shown to decide anything."
-    elif look.there and not gap.annotated:
+    possible = _possible(_region_verdict, look, gap)
+    verdict = possible[0] if len(possible) == 1 else Verdict.INCONCLUSIVE
+    if look.there and not gap.annotated:
         verdict, sentence = Verdict.SUSPECTED, f"{seen}; whether it decides anything is unknown: {gap.reason}."
-    elif look.there is False and gap.there is False:
-        verdict, sentence = Verdict.CLEARED, f"{seen}, and {differs}."
-    elif look.there is False and gap.there:
-        verdict = Verdict.INCONCLUSIVE
+    elif len(possible) > 1:
+        ruled_out = "" if Verdict.RELIANCE in possible else f" Reliance is ruled out: {differs}."
+        sentence = _open_question(look, gap) + (ruled_out if gap.there is False else "")
+    elif verdict is Verdict.SUSPECTED:
+        sentence = f"{seen}, but {differs}: looking there is not shown to decide anything."
+    elif verdict is Verdict.INCONCLUSIVE:
         sentence = f"{seen}, yet {differs}: the heatmaps do not show what the accuracy shows."
     else:
-        verdict, sentence = Verdict.INCONCLUSIVE, _open_question(look, gap)
-    return _finding("region", region, verdict, sentence, look, gap)
+        sentence = f"{seen}, and {differs}."
+    return _finding("region", region, verdict, sentence, possible, look, gap)
 
 
 def _attribute_finding(attribute: str, gap: _Answer, look: _Answer) -> Finding:
@@ -494,11 +519,16 @@ def _attribute_finding(attribute: str, gap: _Answer, look: _Answer) -> Finding:
         verdict, sentence = Verdict.CLEARED, f"{_capital(differs)}."
     else:
         verdict, sentence = Verdict.INCONCLUSIVE, f"{_capital(gap.reason)}."
-    return _finding("attribute", attribute, verdict, sentence, gap, look)
+    return _finding("attribute", attribute, verdict, sentence, _possible(_attribute_verdict, look, gap), gap, look)
 
 
 def _finding(
-    kind: Literal["region", "attribute"], name: str, verdict: Verdict, sentence: str, *answers: _Answer
+    kind: Literal["region", "attribute"],
+    name: str,
+    verdict: Verdict,
+    sentence: str,
+    possible: tuple[Verdict, ...],
+    *answers: _Answer,
 ) -> Finding:
     settle = [a.settle for a in answers if a.there is None and a.settle is not None]
     return Finding(
@@ -507,6 +537,7 @@ def _finding(
         verdict,
         sentence,
         tuple(a.estimate for a in answers if a.estimate is not None),
+        possible,
         max(settle) if settle and verdict is Verdict.INCONCLUSIVE else None,
     )
 
@@ -541,8 +572,9 @@ def _interval(e: Estimate) -> str:
     return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
 
 
-def _value(e: Estimate) -> float:
-    return -math.inf if e.value is None else e.value
+def _by_value(e: Estimate) -> tuple[float, str, int]:
+    """By value, and where values are equal in an order that does not depend on that of the estimates."""
+    return -math.inf if e.value is None else e.value, e.subject, e.n
 
 
 def _capital(text: str) -> str:
@@ -620,7 +652,7 @@ def _check_limit(rule: Rule, e: Estimate, min_samples: int) -> Check:
 def _check_verdict(rule: Rule, finding: Finding) -> Check:
     if finding.verdict in rule.forbid:
         outcome = Outcome.VIOLATED
-    elif finding.verdict is Verdict.INCONCLUSIVE:
+    elif {*rule.forbid, Verdict.INCONCLUSIVE} & set(finding.possible):
         outcome = Outcome.INCONCLUSIVE
     else:
         outcome = Outcome.HELD

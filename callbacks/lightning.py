@@ -125,6 +125,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._resume: tuple[Path, int] | None = None
         self._steps_seen = 0
         self._trainer: ref[Trainer] | None = None
+        self._broken_off = False
         self._clock = time.monotonic()
         self._audited_epoch = -1
         self._warned: frozenset[str] = frozenset()
@@ -154,6 +155,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new run with a new Trainer; the same Trainer's fit, validate and test share one."""
+        self._broken_off = False
         if self._trainer is None or self._trainer() is not trainer:
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
@@ -208,12 +210,15 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._audit(trainer, pl_module, "test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the sinks: what was measured before the exception stays."""
-        self._end()
+        """Close the sinks: what was measured before the exception stays, but is not the last word."""
+        if self._sinks is not None:
+            self._sinks.end(f"{type(exception).__name__}: {exception}")
+        self._broken_off = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the sinks."""
-        self._end()
+        if self._sinks is not None and not self._broken_off:
+            self._sinks.end()
 
     @property
     def _by_validation(self) -> bool:
@@ -334,10 +339,6 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         lenders = before if trigger == "end" else after if trainer.validating else []
         averaged = any(base.__name__ == "WeightAveraging" for c in lenders for base in type(c).__mro__)
         return "ema" if averaged else "raw"
-
-    def _end(self) -> None:
-        if self._sinks is not None:
-            self._sinks.end()
 
 
 def _log_dir(trainer: Trainer) -> Path:

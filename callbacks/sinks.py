@@ -45,8 +45,8 @@ class Sink(Protocol):
     def fail(self, step: int, reason: str) -> None:
         """Instead of `write`, where an audit could not be made."""
 
-    def end(self) -> None:
-        """After training."""
+    def end(self, error: str = "") -> None:
+        """After training; `error` is what it broke off with, "" where it did not."""
 
 
 class RunDirectorySink:
@@ -78,9 +78,9 @@ class RunDirectorySink:
         """Record that an audit could not be made."""
         self.directory.fail(step, reason)
 
-    def end(self) -> None:
-        """Record that training has finished."""
-        self.directory.end()
+    def end(self, error: str = "") -> None:
+        """Record that training is over."""
+        self.directory.end(error)
 
 
 class ReportSink:
@@ -99,7 +99,7 @@ class ReportSink:
         """Draw the page, which says so."""
         write_report(self._path)
 
-    def end(self) -> None:
+    def end(self, error: str = "") -> None:
         """Draw the page for the last time: it stops reloading itself."""
         write_report(self._path)
 
@@ -126,9 +126,9 @@ class FanOut:
         """Tell every sink that an audit could not be made."""
         self._each(lambda sink: sink.fail(step, reason))
 
-    def end(self) -> None:
+    def end(self, error: str = "") -> None:
         """End every sink."""
-        self._each(lambda sink: sink.end())
+        self._each(lambda sink: sink.end(error))
 
     def _each(self, call: Callable[[Sink], None]) -> None:
         for sink in tuple(self._sinks):

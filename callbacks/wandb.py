@@ -78,7 +78,7 @@ class WandbSink:
         """Say in the summary that an audit could not be made."""
         self._run.summary[f"{self.session.name}/outcome"] = f"inconclusive: the audit at step {step} failed: {reason}"
 
-    def end(self) -> None:
+    def end(self, error: str = "") -> None:
         """Log the page and the run directory."""
         import wandb
 
@@ -94,7 +94,7 @@ class WandbSink:
                 artifact.add_file(str(item))
         self._run.log_artifact(artifact)
         if self._own:
-            self._run.finish()
+            self._run.finish(exit_code=1 if error else 0)
 
     def _pictures(self, result: AuditResult, indices: Iterable[int]) -> list[Any]:
         subjects, sheet = self.session.manifest.subjects, self.session.sheet

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from training import Net, audit_set, fit, loader, trainer
 
-from bias_audit import AuditPlan, gate, read_run
+from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
 from bias_audit.records import AuditResult
 from bias_audit.verdict import Outcome
@@ -206,7 +206,7 @@ def test_the_run_directory_is_whole_after_every_audit(tmp_path: Path) -> None:
     class Watching:
         def start(self, session: Any) -> None: ...
         def fail(self, step: int, reason: str) -> None: ...
-        def end(self) -> None: ...
+        def end(self, error: str = "") -> None: ...
         def write(self, result: AuditResult) -> None:
             run = read_run(tmp_path / "run")
             page = (tmp_path / "run" / "report.html").read_text()
@@ -236,7 +236,7 @@ def test_warns_once_while_the_violation_stays_the_same(tmp_path: Path) -> None:
         fit(trainer(tmp_path, callback(tmp_path, policy=ALWAYS_VIOLATED), max_epochs=3))
     assert sum("policy is violated" in str(w.message) for w in caught) == 1
     assert len(read_run(tmp_path / "run").audits) == 4
-    assert gate(read_run(tmp_path / "run")).outcome is Outcome.VIOLATED
+    assert run_gate(read_run(tmp_path / "run")).outcome is Outcome.VIOLATED
 
 
 def test_stops(tmp_path: Path) -> None:
@@ -257,7 +257,23 @@ def test_a_policy_that_holds_is_silent(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         fit(trainer(tmp_path, callback(tmp_path, policy=NEVER, on_violation="raise")))
     assert not [w for w in caught if "bias-audit" in str(w.message)]
-    assert gate(read_run(tmp_path / "run")).outcome is Outcome.HELD
+    assert run_gate(read_run(tmp_path / "run")).outcome is Outcome.HELD
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_training_that_breaks_off_does_not_pass(tmp_path: Path, error: type[BaseException]) -> None:
+    class Crash(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                raise error("in epoch 1")
+
+    with pytest.raises((error, SystemExit)):
+        fit(trainer(tmp_path, callback(tmp_path, policy=NEVER), Crash()))
+    run = read_run(tmp_path / "run")
+    assert audited(tmp_path / "run") == [("reference", 0), ("validation", 4)]
+    result = run_gate(run)
+    assert result.outcome is Outcome.INCONCLUSIVE
+    assert f"training broke off with {error.__name__}: in epoch 1" in result.doubts
 
 
 # Checkpoints and resuming.
@@ -321,7 +337,7 @@ def test_which_weights_an_audit_saw_is_recorded(tmp_path: Path, audit_first: boo
     class Spy:
         def start(self, session: Any) -> None: ...
         def fail(self, step: int, reason: str) -> None: ...
-        def end(self) -> None: ...
+        def end(self, error: str = "") -> None: ...
         def write(self, result: AuditResult) -> None:
             seen.append(net.head[0].weight.detach().clone())
 
@@ -350,7 +366,7 @@ class Failing:
 
     def start(self, session: Any) -> None: ...
     def fail(self, step: int, reason: str) -> None: ...
-    def end(self) -> None:
+    def end(self, error: str = "") -> None:
         raise AssertionError("called after it failed")
 
     def write(self, result: AuditResult) -> None:
@@ -391,7 +407,7 @@ def test_a_failing_audit_is_recorded_and_training_goes_on(tmp_path: Path) -> Non
     run = read_run(tmp_path / "run")
     # The audit at the end of training makes up for it.
     assert [a.trigger for a in run.audits] == ["reference", "end"]
-    assert gate(run).outcome is Outcome.HELD
+    assert run_gate(run).outcome is Outcome.HELD
 
 
 def test_a_mistake_in_the_set_up_is_raised_at_once(tmp_path: Path) -> None:
@@ -457,7 +473,7 @@ def test_ddp_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
     one, two = read_run(tmp_path / "1" / "run"), read_run(tmp_path / "2" / "run")
     assert [a.trigger for a in two.audits] == ["reference", "validation"]
     assert [a.estimates for a in one.audits] == [a.estimates for a in two.audits]
-    assert gate(two).outcome is Outcome.VIOLATED
+    assert run_gate(two).outcome is Outcome.VIOLATED
 
 
 def test_tensorboard_directory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bias_audit import AuditDataset
-from bias_audit.data.scenes import GENDERS, OCCUPATIONS, draw_scenes, scene_dataset
+from bias_audit.data.scenes import GENDERS, OCCUPATIONS, balanced_scenes, draw_scenes
 
 SIZE = 32
 
@@ -21,7 +21,7 @@ def cells(count: int) -> dict[tuple[str, str], int]:
 
 
 def audit_set(count: int = 3, seed: int = 7) -> AuditDataset:
-    return scene_dataset(cells(count), seed, SIZE)
+    return balanced_scenes(count, seed, SIZE)
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):

@@ -100,7 +100,7 @@ def capture(model: nn.Module, images: Tensor, target: Target, layer: str) -> Cap
             not `(B, classes)`; the target is not `(B,)` or does not depend on the layer.
     """
     module = _submodule(model, layer)
-    images = _as_the_model_takes_them(model, images)
+    images = as_the_model_takes_them(model, images)
     with torch.no_grad():
         leaf, outputs = _forward(model, module, layer, images)
     if not outputs.requires_grad:
@@ -133,7 +133,8 @@ def _submodule(model: nn.Module, layer: str) -> nn.Module:
         ) from None
 
 
-def _as_the_model_takes_them(model: nn.Module, images: Tensor) -> Tensor:
+def as_the_model_takes_them(model: nn.Module, images: Tensor) -> Tensor:
+    """The images in the precision of the model's weights, ready to be differentiated through."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weight is not None and weight.dtype in (torch.bfloat16, torch.float16, torch.float64):
         images = images.to(weight.dtype)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import Formula, Sign, check_sign, formula
-from bias_audit.attribution.capture import borrowed, capture
+from bias_audit.attribution.capture import as_the_model_takes_them, borrowed, capture
 from bias_audit.attribution.layers import find_layer
 from bias_audit.attribution.targets import ClassLogit, Target, predicted_logit
 
@@ -77,7 +77,7 @@ def explain(
     check_sign(sign)
     compute = formula(method)
     with borrowed(model) as lent:
-        layer = layer or find_layer(lent, images[:1])
+        layer = layer or find_layer(lent, as_the_model_takes_them(lent, images[:1]))
         taken = capture(lent, images, _as_target(target, len(images)), layer)
     return Heatmaps(compute(taken.activations, taken.gradients, sign), layer, taken.scores, taken.outputs)
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -312,6 +312,13 @@ class AuditDataset:
         rows = [[str(s.attributes.get(name, "")) for name in names] for s in self.samples]
         return np.array(rows, dtype=np.str_).reshape(len(rows), len(names))
 
+    def select(self, indices: Iterable[int]) -> AuditDataset:
+        """The samples at `indices`, in that order, with everything else as here."""
+        other = object.__new__(AuditDataset)
+        other.__dict__.update(self.__dict__)
+        other.samples, other._cache, other._cached_bytes = tuple(self.samples[i] for i in indices), {}, 0
+        return other
+
     def subset(self, max_samples: int, seed: int) -> AuditDataset:
         """At most `max_samples` of the samples, drawn once from each label x attributes cell in proportion to its size.
 
@@ -329,13 +336,7 @@ class AuditDataset:
         quota = _shares(np.array([len(cells[key]) for key in keys]), max_samples)
         rng = np.random.default_rng(seed)
         drawn = [i for key, n in zip(keys, quota, strict=True) for i in rng.choice(cells[key], n, replace=False)]
-        return self._with([self.samples[i] for i in sorted(drawn)])
-
-    def _with(self, samples: list[AuditSample | PendingSample]) -> AuditDataset:
-        other = object.__new__(AuditDataset)
-        other.__dict__.update(self.__dict__)
-        other.samples, other._cache, other._cached_bytes = tuple(samples), {}, 0
-        return other
+        return self.select(sorted(drawn))
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> AuditBatch:
         """The samples at `indices`, ready for the model on `device`.

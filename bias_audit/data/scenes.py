@@ -189,6 +189,19 @@ def scene_dataset(
     )
 
 
+def balanced_scenes(
+    per_cell: int, seed: int, size: int = 64, transform: Callable[..., Any] | None = None
+) -> AuditDataset:
+    """``per_cell`` scenes of each occupation x gender as an audit set.
+
+    Raises ValueError as :func:`scene_dataset` does.
+
+    >>> len(balanced_scenes(2, seed=0))
+    8
+    """
+    return scene_dataset({(o, g): per_cell for o in OCCUPATIONS for g in GENDERS}, seed, size, transform)
+
+
 def draw_scene(rng: np.random.Generator, occupation: str, gender: str, size: int = 64) -> Scene:
     """Draw one scene of ``size`` x ``size`` pixels; all chance comes from ``rng``.
 

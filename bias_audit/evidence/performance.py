@@ -62,7 +62,9 @@ def _worst_group(attribute: str, counts: list[Count]) -> Estimate:
     if len(known) < len(counts):
         return _unmeasured("worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image")
     if any(n == 0 for _, n in known):
-        return _unmeasured("worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image {_FINITE}")
+        return _unmeasured(
+            "worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image {_FINITE}"
+        )
     # The minimum over groups lies between the least lower and the least upper bound.
     value, low, high = (min(bound) for bound in zip(*(wilson(*count) for count in known), strict=True))
     return Estimate("worst_group_accuracy", value, low, high, min(n for _, n in known), group=attribute)

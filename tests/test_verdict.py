@@ -1,0 +1,765 @@
+"""The decision table, the rules, and every way in which a policy can be wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bias_audit.verdict import (
+    Check,
+    Estimate,
+    Finding,
+    Judgement,
+    Outcome,
+    Policy,
+    Rule,
+    Subjects,
+    Tolerance,
+    Verdict,
+    judge,
+)
+
+RELIANCE, SUSPECTED, CLEARED, INCONCLUSIVE = Verdict
+HELD, VIOLATED, UNKNOWN = Outcome
+RANK = {VIOLATED: 0, UNKNOWN: 1, HELD: 2}
+
+SUBJECTS = Subjects(
+    (("coat", "object"), ("hair", "spurious"), ("wall", "context")),
+    (("gender", ("female", "male")),),
+    ("doctor", "nurse"),
+)
+TWO_CUES = Subjects((("hair", "spurious"), ("face", "spurious")), SUBJECTS.attributes, SUBJECTS.classes)
+NOT_ANNOTATED = Subjects(SUBJECTS.regions, (), SUBJECTS.classes)
+NO_CUE = Subjects((("coat", "object"),), SUBJECTS.attributes, SUBJECTS.classes)
+
+
+def enrichment(value: Any, low: Any, high: Any, n: int = 50, region: str = "hair", **names: str) -> Estimate:
+    return Estimate("enrichment", value, low, high, n, region, **{"method": "gradcam", **names})
+
+
+def gap(value: Any, low: Any, high: Any, n: int = 50, class_name: str | None = "nurse") -> Estimate:
+    return Estimate("accuracy_gap", value, low, high, n, class_name=class_name, group="gender")
+
+
+def share(value: float, low: float, high: float, **names: Any) -> Estimate:
+    return Estimate("energy_share", value, low, high, **{"n": 50, "region": "hair", "method": "gradcam", **names})
+
+
+# The default tolerances: an enrichment of 1, an accuracy gap of 0.1.
+LOOKS = {
+    "yes": (enrichment(2.0, 1.8, 2.2),),
+    "no": (enrichment(0.7, 0.6, 0.8),),
+    "unknown": (enrichment(1.2, 0.8, 1.6),),
+    "thin": (enrichment(2.0, 1.8, 2.2, n=5),),
+    "unmeasured": (Estimate("enrichment", None, None, None, 0, "hair", reason="every heatmap is silent"),),
+    "missing": (),
+}
+GAPS = {
+    "yes": (gap(0.3, 0.2, 0.4),),
+    "no": (gap(0.02, -0.01, 0.05),),
+    "unknown": (gap(0.1, 0.0, 0.2),),
+    "thin": (gap(0.3, 0.2, 0.4, n=5),),
+    "unmeasured": (Estimate("accuracy_gap", None, None, None, 0, class_name="nurse", group="gender"),),
+    "missing": (),
+    "not annotated": (),
+}
+UNKNOWNS = ("unknown", "thin", "unmeasured", "missing")
+REGION_TABLE = {
+    ("yes", "yes"): RELIANCE,
+    ("yes", "no"): SUSPECTED,
+    ("yes", "not annotated"): SUSPECTED,
+    ("no", "yes"): INCONCLUSIVE,
+    ("no", "no"): CLEARED,
+    ("no", "not annotated"): INCONCLUSIVE,
+    **{("yes", g): INCONCLUSIVE for g in UNKNOWNS},
+    **{("no", g): INCONCLUSIVE for g in UNKNOWNS},
+    **{(look, g): INCONCLUSIVE for look in UNKNOWNS for g in GAPS},
+}
+ATTRIBUTE_TABLE = {
+    ("yes", "yes"): RELIANCE,
+    ("yes", "no"): SUSPECTED,
+    ("yes", "no cue"): SUSPECTED,
+    **{("yes", look): SUSPECTED for look in UNKNOWNS},
+    **{("no", look): CLEARED for look in (*LOOKS, "no cue")},
+    **{(g, look): INCONCLUSIVE for g in UNKNOWNS for look in (*LOOKS, "no cue")},
+}
+
+
+def found(estimates: Sequence[Estimate], subjects: Subjects = SUBJECTS, **policy: Any) -> dict[str, Finding]:
+    judgement = judge(estimates, subjects, Policy.model_validate(policy))
+    return {finding.name: finding for finding in judgement.findings}
+
+
+@pytest.mark.parametrize(("look", "g"), [(look, g) for look in LOOKS for g in GAPS])
+def test_region_finding(look: str, g: str) -> None:
+    subjects = NOT_ANNOTATED if g == "not annotated" else SUBJECTS
+    finding = found((*LOOKS[look], *GAPS[g]), subjects)["hair"]
+    assert finding.verdict is REGION_TABLE[look, g]
+    assert (finding.kind, finding.name) == ("region", "hair")
+    assert finding.sentence[0].isupper() and finding.sentence.endswith(".") and "None" not in finding.sentence
+    # The attention comes first, then the performance; nothing that was not measured on this subject.
+    assert finding.evidence == (*LOOKS[look], *GAPS[g])
+
+
+@pytest.mark.parametrize(("g", "look"), list(ATTRIBUTE_TABLE))
+def test_attribute_finding(g: str, look: str) -> None:
+    finding = found((*LOOKS.get(look, ()), *GAPS[g]), NO_CUE if look == "no cue" else SUBJECTS)["gender"]
+    assert finding.verdict is ATTRIBUTE_TABLE[g, look]
+    assert finding.kind == "attribute"
+    assert finding.sentence[0].isupper() and finding.sentence.endswith(".") and "None" not in finding.sentence
+
+
+def test_sentences_carry_the_numbers() -> None:
+    findings = found((*LOOKS["yes"], *GAPS["yes"]))
+    for finding in findings.values():
+        assert "hair 2.00 [1.80, 2.20] times the share its area would (gradcam)" in finding.sentence
+        assert "class nurse accuracy differs by gender by 0.30 [0.20, 0.40]" in finding.sentence
+    # "at most" belongs to what is not there, and to nothing else.
+    assert "at most" not in findings["hair"].sentence
+    cleared = found((*LOOKS["no"], *GAPS["no"]))["hair"].sentence
+    assert "at most 0.70 [0.60, 0.80]" in cleared and "at most 0.02 [-0.01, 0.05]" in cleared
+    one_class = found((enrichment(2, 1.8, 2.2, class_name="nurse"), *GAPS["yes"]))
+    assert one_class["hair"].sentence.startswith("For class nurse the heatmaps")
+    assert "; for class nurse the heatmaps" in one_class["gender"].sentence
+
+
+def test_only_the_cue_that_is_looked_at_is_accused() -> None:
+    estimates = (*LOOKS["yes"], enrichment(0.7, 0.6, 0.8, region="face"), *GAPS["yes"])
+    findings = found(estimates, TWO_CUES)
+    assert findings["hair"].verdict is RELIANCE
+    assert findings["face"].verdict is INCONCLUSIVE and "do not show" in findings["face"].sentence
+    assert findings["gender"].verdict is RELIANCE and "hair" in findings["gender"].sentence
+    # A region that is no cue has no finding, and does not stand for one.
+    assert set(found((enrichment(3, 2.8, 3.2, region="coat"), *LOOKS["no"], *GAPS["no"]))) == {"hair", "gender"}
+
+
+def test_any_class_or_method_that_shows_it_suffices_and_the_strongest_is_named() -> None:
+    looks = (
+        enrichment(0.7, 0.6, 0.8),
+        enrichment(1.5, 1.3, 1.7, class_name="doctor"),
+        enrichment(2.5, 2.3, 2.7, class_name="nurse", method="hirescam"),
+    )
+    finding = found((*looks, *GAPS["yes"]))["hair"]
+    assert finding.verdict is RELIANCE and finding.evidence[0] is looks[2]
+    assert finding.sentence.startswith("For class nurse the heatmaps") and "hirescam" in finding.sentence
+    # A thin estimate beside one that shows it does not take it back; beside one that does not, nothing is cleared.
+    assert found((*looks, *LOOKS["thin"], *GAPS["yes"]))["hair"].verdict is RELIANCE
+    assert found((*LOOKS["no"], *LOOKS["thin"], *GAPS["no"]))["hair"].verdict is INCONCLUSIVE
+
+
+def test_what_is_no_evidence_of_a_finding() -> None:
+    by_group = enrichment(3.0, 2.8, 3.2, group="gender=female")
+    over_all = gap(0.5, 0.4, 0.6, class_name=None)
+    # Enrichment within a group and the gap over all classes are confounded: neither makes a finding.
+    findings = found((by_group, over_all, *LOOKS["no"], *GAPS["no"]))
+    assert {f.verdict for f in findings.values()} == {CLEARED}
+    assert {f.verdict for f in found((by_group, over_all)).values()} == {INCONCLUSIVE}
+
+
+@pytest.mark.parametrize(("n", "expected"), [(19, INCONCLUSIVE), (20, RELIANCE)])
+def test_too_few_images(n: int, expected: Verdict) -> None:
+    finding = found((enrichment(2.0, 1.8, 2.2, n=n), gap(0.3, 0.2, 0.4, n=20)))["hair"]
+    assert finding.verdict is expected
+    assert finding.samples_to_settle == (20 if n < 20 else None)
+    assert ("19 valid images, 20 needed" in finding.sentence) == (n < 20)
+    assert found((enrichment(2.0, 1.8, 2.2, n=n), *GAPS["yes"]), min_samples=n)["hair"].verdict is RELIANCE
+
+
+@pytest.mark.parametrize(
+    ("estimate", "settle"),
+    [
+        # side 0.4, distance 0.2: half the width needs four times the images.
+        (enrichment(1.2, 0.8, 1.6), 200),
+        # The other side counts below the limit: side 0.9, distance 0.3.
+        (enrichment(0.7, 0.6, 1.6), 450),
+        (enrichment(1.0, 0.8, 1.6), None),
+        # Where the value all but touches the limit, no number of images helps.
+        (enrichment(1.0000000000000002, 0.8, 1.6), None),
+        (enrichment(0.9999, 0.8, 1.6), None),
+    ],
+)
+def test_samples_to_settle(estimate: Estimate, settle: int | None) -> None:
+    finding = found((estimate, *GAPS["no"]))["hair"]
+    assert finding.verdict is INCONCLUSIVE and finding.samples_to_settle == settle
+    assert "leaves open whether it exceeds 1" in finding.sentence
+    if settle is not None:
+        assert estimate.value and estimate.low and estimate.high
+        shrunk = math.sqrt(estimate.n / settle)
+        side = estimate.value - estimate.low if estimate.value > 1 else estimate.high - estimate.value
+        assert side * shrunk == pytest.approx(abs(estimate.value - 1), rel=0.01)
+
+
+def test_samples_to_settle_is_for_the_question_that_takes_most() -> None:
+    estimates = (*LOOKS["unknown"], *GAPS["thin"])
+    finding = found(estimates)["hair"]
+    assert finding.samples_to_settle == 200
+    assert "leaves open" in finding.sentence and "5 valid images, 20 needed" in finding.sentence
+    assert found((*LOOKS["yes"], *GAPS["yes"]))["hair"].samples_to_settle is None
+    # An open gap on the limit has no such number.
+    assert found((*LOOKS["yes"], *GAPS["unknown"]))["gender"].samples_to_settle is None
+
+
+def test_tolerance_moves_the_findings() -> None:
+    estimates = (*LOOKS["yes"], *GAPS["yes"])
+    assert found(estimates, tolerance={"enrichment": 2.5})["hair"].verdict is INCONCLUSIVE
+    assert found(estimates, tolerance={"enrichment": 2.5, "accuracy_gap": 0.5})["hair"].verdict is CLEARED
+    assert found(estimates, tolerance={"accuracy_gap": 0.5})["hair"].verdict is SUSPECTED
+    # An interval that ends on the limit is within it.
+    assert found(estimates, tolerance={"enrichment": 2.2, "accuracy_gap": 0.4})["hair"].verdict is CLEARED
+    assert found(estimates, tolerance={"enrichment": 1.8, "accuracy_gap": 0.2})["hair"].verdict is INCONCLUSIVE
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_unmeasured_never_passes(bad: float | None, place: int) -> None:
+    numbers: list[float | None] = [0.5, 0.4, 0.6]
+    assert enrichment(*numbers).measured
+    numbers[place] = bad
+    estimate = enrichment(*numbers)
+    assert not estimate.measured and "not measured (no valid image)" in str(estimate)
+    for limits in ({"max": 1e300}, {"min": -1e300}, {"max": 1e300, "min": -1e300}):
+        (check,) = checks_of({"metric": "enrichment", "region": "hair", **limits}, [estimate])
+        assert check.outcome is UNKNOWN and "nothing to compare" in check.message
+    assert found([estimate, *GAPS["no"]])["hair"].verdict is INCONCLUSIVE
+    assert found([estimate, *LOOKS["no"], *GAPS["no"]])["hair"].verdict is INCONCLUSIVE
+
+
+def test_estimate_in_words() -> None:
+    assert enrichment(2, 1.8, 2.2).subject == "enrichment on hair (gradcam)"
+    assert gap(0.3, 0.2, 0.4).subject == "accuracy_gap for class nurse by gender"
+    assert str(share(0.5, 0.4, 0.6, group="gender=female", method=None)) == (
+        "energy_share on hair where gender=female: 0.500 [0.400, 0.600], n = 50"
+    )
+    assert "every heatmap is silent" in str(LOOKS["unmeasured"][0])
+
+
+# Rules
+
+
+def checks_of(
+    rule: dict[str, Any], estimates: Sequence[Estimate], subjects: Subjects = SUBJECTS, **policy: Any
+) -> tuple[Check, ...]:
+    return judge(estimates, subjects, Policy.model_validate({"rules": [rule], **policy})).checks
+
+
+def outcomes(rule: dict[str, Any], estimates: Sequence[Estimate], **policy: Any) -> list[Outcome]:
+    return [check.outcome for check in checks_of(rule, estimates, **policy)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected", "limit", "words"),
+    [
+        ({"max": 0.3}, VIOLATED, 0.3, "above the maximum 0.3"),
+        ({"max": 0.7}, HELD, 0.7, "within the limit"),
+        ({"max": 0.5}, UNKNOWN, 0.5, "reaches beyond the maximum 0.5"),
+        ({"min": 0.7}, VIOLATED, 0.7, "below the minimum 0.7"),
+        ({"min": 0.3}, HELD, 0.3, "within the limit"),
+        ({"min": 0.5}, UNKNOWN, 0.5, "reaches below the minimum 0.5"),
+        # The interval's own ends are within.
+        ({"max": 0.6}, HELD, 0.6, "within"),
+        ({"max": 0.4}, UNKNOWN, 0.4, "reaches"),
+        ({"min": 0.4}, HELD, 0.4, "within"),
+        ({"min": 0.6}, UNKNOWN, 0.6, "reaches"),
+        ({"min": 0.3, "max": 0.7}, HELD, 0.7, "within"),
+        ({"min": 0.1, "max": 0.3}, VIOLATED, 0.3, "above"),
+        ({"min": 0.7, "max": 0.9}, VIOLATED, 0.7, "below"),
+        ({"min": 0.45, "max": 0.9}, UNKNOWN, 0.45, "below"),
+        ({"min": 0.1, "max": 0.55}, UNKNOWN, 0.55, "beyond"),
+    ],
+)
+def test_limits(limits: dict[str, float], expected: Outcome, limit: float, words: str) -> None:
+    estimate = share(0.5, 0.4, 0.6)
+    (check,) = checks_of({"metric": "energy_share", "region": "hair", **limits}, [estimate])
+    assert (check.outcome, check.limit, check.estimate) == (expected, limit, estimate)
+    assert words in check.message and "0.500 [0.400, 0.600], n = 50" in check.message
+
+
+def test_min_samples_of_policy_and_rule() -> None:
+    rule = {"metric": "energy_share", "region": "hair", "max": 0.3}
+    thin = [share(0.5, 0.4, 0.6, n=30)]
+    assert outcomes(rule, thin) == [VIOLATED]
+    assert outcomes(rule, thin, min_samples=30) == [VIOLATED]
+    (check,) = checks_of(rule, thin, min_samples=31)
+    assert check.outcome is UNKNOWN and "fewer images than min_samples = 31" in check.message
+    assert outcomes({**rule, "min_samples": 31}, thin) == [UNKNOWN]
+    assert outcomes({**rule, "min_samples": 5}, thin, min_samples=31) == [VIOLATED]
+    # What too few images show is no pass either.
+    assert outcomes({**rule, "max": 0.9, "min_samples": 31}, thin) == [UNKNOWN]
+
+
+def test_warnings_never_block() -> None:
+    bad, good = share(0.9, 0.8, 1.0), share(0.1, 0.0, 0.2, region="wall")
+    rules = [
+        {"metric": "energy_share", "region": "hair", "max": 0.5, "severity": "warn"},
+        {"metric": "energy_share", "region": "wall", "max": 0.5},
+    ]
+    judgement = judge([bad, good], SUBJECTS, Policy.model_validate({"rules": rules}))
+    assert [c.outcome for c in judgement.checks] == [VIOLATED, HELD]
+    assert judgement.outcome is HELD and judgement.violations == ()
+    rules[0]["severity"] = "error"
+    judgement = judge([bad, good], SUBJECTS, Policy.model_validate({"rules": rules}))
+    assert judgement.outcome is VIOLATED and judgement.violations == judgement.checks[:1]
+
+
+def test_which_estimates_a_rule_is_about() -> None:
+    estimates = [
+        share(0.1, 0.0, 0.2),
+        share(0.2, 0.1, 0.3, method="hirescam"),
+        share(0.3, 0.2, 0.4, class_name="nurse"),
+        share(0.4, 0.3, 0.5, class_name="doctor"),
+        share(0.5, 0.4, 0.6, group="gender=female"),
+        share(0.6, 0.5, 0.7, group="gender=male"),
+        share(0.7, 0.6, 0.8, class_name="nurse", group="gender=male"),
+        share(0.8, 0.7, 0.9, region="coat"),
+        share(0.9, 0.8, 1.0, region="remainder"),
+        enrichment(1.0, 0.9, 1.1),
+        Estimate("accuracy", 0.15, 0.1, 0.2, 50),
+        Estimate("accuracy", 0.25, 0.2, 0.3, 50, group="gender=male"),
+        Estimate("accuracy_gap", 0.35, 0.3, 0.4, 50, group="gender"),
+        Estimate("accuracy_gap", 0.45, 0.4, 0.5, 50, class_name="nurse", group="gender"),
+        Estimate("worst_group_accuracy", 0.55, 0.5, 0.6, 50, group="gender"),
+    ]
+
+    def values(metric: str, **names: str) -> list[float | None]:
+        checks = checks_of({"metric": metric, "max": 1, **names}, estimates)
+        return [None if c.estimate is None else c.estimate.value for c in checks]
+
+    assert values("energy_share", region="hair") == [0.1, 0.2]
+    assert values("energy_share", region="hair", method="hirescam") == [0.2]
+    assert values("energy_share", region="spurious", method="gradcam") == [0.1]
+    assert values("energy_share", region="object") == [0.8]
+    assert values("energy_share", region="remainder") == [0.9]
+    assert values("energy_share", region="hair", **{"class": "nurse"}) == [0.3]
+    assert values("energy_share", region="hair", **{"class": "each"}) == [0.3, 0.4]
+    assert values("energy_share", region="hair", group="gender") == [0.5, 0.6]
+    assert values("energy_share", region="hair", group="gender=female") == [0.5]
+    assert values("energy_share", region="hair", group="gender", **{"class": "each"}) == [0.7]
+    assert values("accuracy") == [0.15]
+    assert values("accuracy", group="gender") == [0.25]
+    assert values("accuracy_gap", group="gender") == [0.35]
+    assert values("accuracy_gap", group="gender", **{"class": "each"}) == [0.45]
+    assert values("worst_group_accuracy", group="gender") == [0.55]
+    # A role with nothing measured on it, a method nobody ran, a gap of one value: nothing is shown, so nothing passes.
+    for nothing in (
+        values("energy_share", region="context"),
+        values("energy_share", region="hair", method="gradcm"),
+        values("accuracy_gap", group="gender=male"),
+        values("iou", region="hair"),
+    ):
+        assert nothing == [None]
+
+
+def test_a_rule_that_matches_nothing_is_inconclusive() -> None:
+    judgement = judge([], SUBJECTS, Policy.model_validate({"rules": [{"metric": "accuracy", "min": 0}]}))
+    (check,) = judgement.checks
+    assert check.outcome is judgement.outcome is UNKNOWN and "no estimate of this kind" in check.message
+    without_cue = judge([*GAPS["no"]], NO_CUE, Policy())
+    assert without_cue.outcome is UNKNOWN
+
+
+def test_a_role_covers_each_of_its_regions() -> None:
+    estimates = [enrichment(0.7, 0.6, 0.8), enrichment(2.0, 1.8, 2.2, region="face")]
+    checks = checks_of({"metric": "enrichment", "region": "spurious", "max": 1.5}, estimates, TWO_CUES)
+    assert [(c.subject, c.outcome) for c in checks] == [
+        ("enrichment on hair (gradcam)", HELD),
+        ("enrichment on face (gradcam)", VIOLATED),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("look", "g", "forbid", "expected"),
+    [
+        ("yes", "yes", ["reliance"], VIOLATED),
+        ("yes", "no", ["reliance"], HELD),
+        ("yes", "no", ["suspected", "reliance"], VIOLATED),
+        ("no", "no", ["suspected", "reliance"], HELD),
+        ("unknown", "yes", ["reliance"], UNKNOWN),
+        ("unknown", "yes", ["inconclusive"], VIOLATED),
+        # Logits that are not finite leave a map but no accuracy: that is no pass.
+        ("yes", "missing", ["reliance"], UNKNOWN),
+        # Whether it is looked at is open, but where accuracy does not differ nothing is relied on either way.
+        ("unknown", "no", ["reliance"], HELD),
+        ("thin", "no", ["reliance"], HELD),
+        ("unknown", "no", ["suspected"], UNKNOWN),
+        ("unknown", "unknown", ["reliance"], UNKNOWN),
+        ("no", "unknown", ["reliance"], UNKNOWN),
+        ("no", "yes", ["reliance"], UNKNOWN),
+    ],
+)
+def test_rules_on_verdicts(look: str, g: str, forbid: list[str], expected: Outcome) -> None:
+    estimates = (*LOOKS[look], *GAPS[g])
+    (check,) = checks_of({"metric": "verdict", "region": "hair", "forbid": forbid}, estimates)
+    assert check.outcome is expected
+    assert check.subject == "verdict on region hair"
+    assert check.message == f"verdict on region hair: {(f := found(estimates)['hair']).verdict}. {f.sentence}"
+    assert outcomes({"metric": "verdict", "region": "spurious", "forbid": forbid}, estimates) == [expected]
+
+
+def test_what_no_attribute_can_tell_is_open() -> None:
+    rule = {"metric": "verdict", "region": "hair", "forbid": ["reliance"]}
+    for look in LOOKS:
+        (check,) = judge(LOOKS[look], NOT_ANNOTATED, Policy.model_validate({"rules": [rule]})).checks
+        assert check.outcome is UNKNOWN
+
+
+@pytest.mark.parametrize(("look", "g"), [(look, g) for look in LOOKS for g in GAPS if g != "not annotated"])
+def test_possible_is_what_every_completion_of_the_unknown_gives(look: str, g: str) -> None:
+    completions = {
+        found((*LOOKS[one], *GAPS[other]))["hair"].verdict
+        for one in (("yes", "no") if look in UNKNOWNS else (look,))
+        for other in (("yes", "no") if g in UNKNOWNS else (g,))
+    }
+    finding = found((*LOOKS[look], *GAPS[g]))["hair"]
+    assert set(finding.possible) == completions
+    assert (RELIANCE not in completions and g == "no" and look in UNKNOWNS) == ("ruled out" in finding.sentence)
+
+
+def test_a_verdict_rule_on_an_attribute() -> None:
+    rule = {"metric": "verdict", "group": "gender", "forbid": ["suspected", "reliance"]}
+    assert outcomes(rule, [*LOOKS["no"], *GAPS["yes"]]) == [VIOLATED]
+    assert outcomes(rule, [*LOOKS["no"], *GAPS["no"]]) == [HELD]
+    # No finding is about one value.
+    assert outcomes({**rule, "group": "gender=female"}, [*LOOKS["no"], *GAPS["yes"]]) == [UNKNOWN]
+
+
+def test_a_region_and_an_attribute_of_one_name_are_told_apart() -> None:
+    subjects = Subjects((("hair", "spurious"),), (("hair", ("long", "short")),), ("doctor", "nurse"))
+    differs = Estimate("accuracy_gap", 0.3, 0.2, 0.4, 50, class_name="nurse", group="hair")
+    estimates = [enrichment(0.7, 0.6, 0.8), differs]
+    forbid = ["suspected"]
+    (on_region,) = checks_of({"metric": "verdict", "region": "hair", "forbid": forbid}, estimates, subjects)
+    (on_attribute,) = checks_of({"metric": "verdict", "group": "hair", "forbid": forbid}, estimates, subjects)
+    assert (on_region.subject, on_region.outcome) == ("verdict on region hair", UNKNOWN)
+    assert (on_attribute.subject, on_attribute.outcome) == ("verdict on attribute hair", VIOLATED)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([], UNKNOWN),
+        ([HELD], HELD),
+        ([HELD, UNKNOWN], UNKNOWN),
+        ([UNKNOWN, VIOLATED, HELD], VIOLATED),
+        ([HELD, HELD], HELD),
+    ],
+)
+def test_outcome_precedence(outcomes: list[Outcome], expected: Outcome) -> None:
+    checks = tuple(Check("r", "s", outcome, "error", "m") for outcome in outcomes)
+    assert Judgement((), checks).outcome is expected
+    for outcome in Outcome:
+        assert Judgement((), (*checks, Check("r", "s", outcome, "warn", "m"))).outcome is expected
+
+
+# Policies
+
+CONTENT = {
+    "rules": [
+        {"metric": "enrichment", "region": "spurious", "class": "each", "max": 1.5, "severity": "warn"},
+        {"metric": "verdict", "group": "gender", "forbid": ["reliance", "suspected"]},
+    ],
+    "tolerance": {"enrichment": 1.25, "accuracy_gap": 0.05},
+    "min_samples": 7,
+}
+YAML = """\
+# What the merge must show.
+min_samples: 7
+tolerance: {enrichment: 1.25, accuracy_gap: 0.05}
+rules:
+  - {metric: enrichment, region: spurious, class: each, max: 1.5, severity: warn}
+  - metric: verdict
+    group: gender
+    forbid: [reliance, suspected]
+"""
+TOML = """\
+[tool.other]
+rules = 3
+[tool.bias_audit]
+min_samples = 7
+[tool.bias_audit.tolerance]
+enrichment = 1.25
+accuracy_gap = 0.05
+[[tool.bias_audit.rules]]
+metric = "enrichment"
+region = "spurious"
+class = "each"
+max = 1.5
+severity = "warn"
+[[tool.bias_audit.rules]]
+metric = "verdict"
+group = "gender"
+forbid = ["reliance", "suspected"]
+"""
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_load(tmp_path: Path) -> None:
+    expected = Policy(
+        rules=(
+            Rule(metric="enrichment", region="spurious", class_name="each", max=1.5, severity="warn"),
+            Rule(metric="verdict", group="gender", forbid=(RELIANCE, SUSPECTED)),
+        ),
+        tolerance=Tolerance(enrichment=1.25, accuracy_gap=0.05),
+        min_samples=7,
+    )
+    for source in (
+        CONTENT,
+        written(tmp_path, "audit.yaml", YAML),
+        str(written(tmp_path, "audit.yml", YAML)),
+        written(tmp_path, "pyproject.toml", TOML),
+        expected,
+    ):
+        assert Policy.load(source) == expected
+    assert Policy.model_validate_json(expected.model_dump_json(by_alias=True)) == expected
+
+
+def test_the_default_policy_forbids_reliance() -> None:
+    default = Policy.load(None)
+    assert default == Policy() and [(r.title, r.severity) for r in default.rules] == [
+        ("verdict spurious not reliance", "error"),
+        ("verdict spurious not suspected", "warn"),
+    ]
+    assert judge((*LOOKS["yes"], *GAPS["yes"]), SUBJECTS, default).outcome is VIOLATED
+    assert judge((*LOOKS["no"], *GAPS["no"]), SUBJECTS, default).outcome is HELD
+    suspected = judge((*LOOKS["yes"], *GAPS["no"]), SUBJECTS, default)
+    assert suspected.outcome is HELD and suspected.checks[-1].outcome is VIOLATED
+
+
+def rule(**fields: Any) -> dict[str, Any]:
+    return {"rules": [{"metric": "energy_share", "region": "hair", "max": 1, **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (rule(maxx=2), ("rules.0.maxx", "unknown key", "metric, name, region, class, group, method, max, min, forbid")),
+        (
+            {"rules": [*CONTENT["rules"], {"metric": "iou", "region": "hair", "regoin": "hair", "max": 1}]},
+            ("rules.2.regoin", "unknown key"),
+        ),
+        ({**CONTENT, "min_sample": 3}, ("min_sample:", "unknown key", "rules, tolerance, min_samples")),
+        (
+            {"tolerance": {"enrichmnt": 2}},
+            ("tolerance.enrichmnt", "known are: enrichment, accuracy_gap"),
+        ),
+        (rule(metric="energy_shore"), ("rules.0.metric", "energy_share", "enrichment", "verdict")),
+        ({"rules": [{"region": "hair", "max": 1}]}, ("rules.0.metric", "required")),
+        ({"rules": [{"metric": "iou", "region": "hair"}]}, ("rules.0", "needs `max` or `min`")),
+        ({"rules": [{"metric": "iou", "max": 1}]}, ("rules.0", "needs `region`", "object, spurious, context")),
+        (rule(min=2), ("rules.0", "`min` (2.0) is above `max` (1.0)")),
+        (rule(max=math.nan), ("rules.0.max", "finite")),
+        (rule(max=math.inf), ("rules.0.max", "finite")),
+        (rule(min=-math.inf), ("rules.0.min", "finite")),
+        (rule(max="wide"), ("rules.0.max", "number")),
+        (rule(forbid=["reliance"]), ("rules.0", "`forbid` belongs to rules on `verdict`")),
+        (rule(severity="fatal"), ("rules.0.severity", "error", "warn")),
+        (rule(min_samples=0), ("rules.0.min_samples", "greater than or equal to 1")),
+        (rule(metric="accuracy"), ("rules.0", "not measured on a region")),
+        ({"rules": [{"metric": "accuracy_gap", "max": 1}]}, ("rules.0", "needs `group`")),
+        (
+            {"rules": [{"metric": "worst_group_accuracy", "group": "gender", "class": "nurse", "min": 1}]},
+            ("rules.0", "over all classes"),
+        ),
+        (rule(metric="verdict"), ("rules.0", "takes `forbid: [reliance]`, not `max`")),
+        ({"rules": [{"metric": "verdict", "region": "hair", "min": 1}]}, ("rules.0", "not `max` or `min`")),
+        ({"rules": [{"metric": "verdict", "region": "hair"}]}, ("rules.0", "needs `forbid`")),
+        ({"rules": [{"metric": "verdict", "forbid": ["reliance"]}]}, ("rules.0", "either `region` or `group`")),
+        (
+            {"rules": [{"metric": "verdict", "region": "hair", "group": "gender", "forbid": ["reliance"]}]},
+            ("rules.0", "either `region` or `group`"),
+        ),
+        (
+            {"rules": [{"metric": "verdict", "region": "hair", "method": "gradcam", "forbid": ["reliance"]}]},
+            ("rules.0", "neither `class` nor `method`"),
+        ),
+        ({"rules": [{"metric": "verdict", "region": "hair", "forbid": ["guilt"]}]}, ("rules.0.forbid.0", "reliance")),
+        ({"rules": []}, ("rules", "at least 1")),
+        ({"rules": {"metric": "iou"}}, ("rules",)),
+        ({"rules": ["iou <= 1"]}, ("rules.0",)),
+        ({"rules": CONTENT["rules"] * 2}, ("two rules are called 'enrichment spurious each <= 1.5'", "`name`")),
+        ({"tolerance": {"enrichment": 0}}, ("tolerance.enrichment", "greater than 0")),
+        ({"tolerance": {"accuracy_gap": math.nan}}, ("tolerance.accuracy_gap",)),
+        ({"tolerance": {"accuracy_gap": 1}}, ("tolerance.accuracy_gap", "less than 1")),
+        ({"min_samples": 0}, ("min_samples", "greater than or equal to 1")),
+        ({1: 2}, ("1",)),
+    ],
+)
+def test_bad_content(content: dict[Any, Any], words: tuple[str, ...], tmp_path: Path) -> None:
+    import yaml
+
+    path = written(tmp_path, "audit.yaml", yaml.safe_dump(content))
+    for source, name in ((path, str(path)), (content, "policy: ")):
+        with pytest.raises(ValueError, match="policy") as caught:
+            Policy.load(source)
+        message = str(caught.value)
+        assert not isinstance(caught.value, ValidationError) and "\n" not in message
+        assert all(word in message for word in (name, *words)), message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.yaml", "", "got nothing"),
+        ("a.yaml", "# rules:\n", "got nothing"),
+        ("a.yaml", "- metric: iou\n", "expected a mapping with the key `rules`, got list"),
+        ("a.yaml", "rules", "got str"),
+        ("a.yaml", "rules: [", "not valid yaml"),
+        ("a.yaml", "rules:\n\t- x", "not valid yaml"),
+        ("a.yaml", "!!python/object/apply:os.system ['touch {mark}']", "not valid yaml"),
+        ("a.yaml", "rules: !!python/name:os.system", "not valid yaml"),
+        ("a.yaml", "min_samples: !!python/object/new:os.system ['touch {mark}']", "not valid yaml"),
+        ("a.yaml", "min_samples: 2020-13-45", "not valid yaml"),
+        ("a.yaml", "rules: " + "[" * 5000, "not valid yaml"),
+        ("a.yaml", "rules: &x [*x]", "rules"),
+        ("a.yaml", "rules: [{metric: iou, region: hair, max: .nan}]", "rules.0.max"),
+        ("a.yaml", "rules: [{metric: iou, region: hair, max: .inf}]", "rules.0.max"),
+        ("audit", "rules: [", "not valid YAML"),
+        ("a.toml", "", "has no table [tool.bias_audit]"),
+        ("a.toml", "[tool.bias-audit]\nmin_samples = 3", "has no table [tool.bias_audit]"),
+        ("a.toml", "tool = 3", "has no table [tool.bias_audit]"),
+        ("a.toml", "[tool]\nbias_audit = 3", "got int"),
+        ("a.toml", "[tool.bias_audit", "not valid toml"),
+        ("a.toml", "[tool.bias_audit]\nmin_sample = 3", "min_sample: unknown key"),
+        ("a.toml", "[tool.bias_audit]\n[[tool.bias_audit.rules]]\nmetric='iou'\nregion='x'\nmax=nan", "rules.0.max"),
+    ],
+)
+def test_bad_files(name: str, text: str, words: str, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    path = written(tmp_path, name, text.replace("{mark}", str(mark)))
+    with pytest.raises(ValueError, match="policy") as caught:
+        Policy.load(path)
+    assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"rules: \xff")
+    for path in (tmp_path / "absent.yaml", tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(ValueError, match="cannot be read") as caught:
+            Policy.load(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"region": "hare"}, ("unknown region 'hare'", "coat, hair, remainder, wall", "object, spurious, context")),
+        ({"region": "hair", "class": "doktor"}, ("unknown class 'doktor'", "doctor, nurse")),
+        ({"region": "hair", "group": "gendr"}, ("unknown attribute 'gendr'", "the audit set has gender")),
+        ({"region": "hair", "group": "gendr=male"}, ("unknown attribute 'gendr'",)),
+        ({"region": "hair", "group": "gender=mal"}, ("no value 'mal'", "female, male")),
+    ],
+)
+def test_unknown_names(fields: dict[str, str], words: tuple[str, ...]) -> None:
+    policy = Policy.model_validate({"rules": [{"metric": "iou", "max": 1, **fields}]})
+    for check in (lambda: policy.check_names(SUBJECTS), lambda: judge([], SUBJECTS, policy)):
+        with pytest.raises(ValueError, match="policy rule 'iou ") as caught:
+            check()
+        assert all(word in str(caught.value) for word in words)
+
+
+def test_known_names_pass() -> None:
+    for fields in (
+        {"region": "hair", "class": "each", "group": "gender=male"},
+        {"region": "remainder", "class": "nurse"},
+        {"region": "context", "group": "gender"},
+    ):
+        Policy.model_validate({"rules": [{"metric": "iou", "max": 1, **fields}]}).check_names(SUBJECTS)
+
+
+# Properties
+
+numbers = st.one_of(
+    st.floats(-2, 3), st.sampled_from([0.0, 0.5, 1.0, 1.5]), st.sampled_from([None, math.nan, math.inf, -math.inf])
+)
+looks = st.builds(
+    enrichment, numbers, numbers, numbers, st.integers(0, 60), method=st.sampled_from(["gradcam", "hirescam"])
+)
+# As measured: the value within its interval.
+proper_looks = st.builds(
+    lambda value, below, above, n, method: enrichment(value, value - below, value + above, n, method=method),
+    st.floats(-1, 3),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 60),
+    st.sampled_from(["gradcam", "hirescam"]),
+)
+proper_gaps = st.builds(
+    lambda value, half, n, name: gap(value, value - half, value + half, n, name),
+    st.floats(-1, 1),
+    st.floats(0, 0.5),
+    st.integers(0, 60),
+    st.sampled_from([None, "doctor", "nurse"]),
+)
+limit = st.one_of(st.floats(-3, 4), st.sampled_from([0.0, 0.5, 1.0, 1.5]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(looks, max_size=4), limit, limit)
+def test_raising_a_maximum_never_makes_it_worse(estimates: list[Estimate], a: float, b: float) -> None:
+    def ranks(bound: str, value: float) -> tuple[list[int], int]:
+        rule = {"metric": "enrichment", "region": "hair", bound: value}
+        judgement = judge(estimates, SUBJECTS, Policy.model_validate({"rules": [rule]}))
+        return [RANK[c.outcome] for c in judgement.checks], RANK[judgement.outcome]
+
+    for bound, strict, lax in (("max", min(a, b), max(a, b)), ("min", max(a, b), min(a, b))):
+        before, overall = ranks(bound, strict)
+        after, overall_after = ranks(bound, lax)
+        assert all(x <= y for x, y in zip(before, after, strict=True)) and overall <= overall_after
+        # What is not a number passes nothing.
+        unmeasured = [not e.measured for e in estimates]
+        assert all(r == RANK[UNKNOWN] for r, bad in zip(after, unmeasured, strict=False) if bad)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.one_of(proper_looks, proper_gaps, looks), max_size=8, unique_by=lambda e: e.value),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_estimates_changes_nothing(estimates: list[Estimate], rng: random.Random) -> None:
+    rules = [
+        {"metric": "enrichment", "region": "spurious", "max": 1.5},
+        {"metric": "accuracy_gap", "group": "gender", "class": "each", "max": 0.2},
+        {"metric": "verdict", "region": "hair", "forbid": ["reliance", "suspected"]},
+    ]
+    policy = Policy.model_validate({"rules": rules})
+    shuffled = rng.sample(estimates, len(estimates))
+    one, other = judge(estimates, SUBJECTS, policy), judge(shuffled, SUBJECTS, policy)
+    assert one.outcome is other.outcome
+    assert [(f.name, f.verdict, f.samples_to_settle) for f in one.findings] == [
+        (f.name, f.verdict, f.samples_to_settle) for f in other.findings
+    ]
+    assert sorted((c.subject, c.outcome, str(c.estimate)) for c in one.checks) == sorted(
+        (c.subject, c.outcome, str(c.estimate)) for c in other.checks
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(proper_looks, max_size=4), st.lists(proper_gaps, max_size=4))
+def test_cleared_and_accused_both_need_evidence(some_looks: list[Estimate], some_gaps: list[Estimate]) -> None:
+    """From the numbers alone, as the definitions have it."""
+    finding = found([*some_looks, *some_gaps])["hair"]
+    by_class = [e for e in some_gaps if e.class_name is not None]
+    enough = [e for e in some_looks if e.n >= 20], [e for e in by_class if e.n >= 20]
+    looks_there = any(e.low > 1.0 for e in enough[0])  # type: ignore[operator]
+    gap_there = any(e.low > 0.1 for e in enough[1])  # type: ignore[operator]
+    assert (finding.verdict is RELIANCE) == (looks_there and gap_there)
+    within = (
+        bool(some_looks and by_class)
+        and enough == (some_looks, by_class)
+        and all(e.high <= 1.0 for e in some_looks)  # type: ignore[operator]
+        and all(e.high <= 0.1 for e in by_class)  # type: ignore[operator]
+    )
+    assert (finding.verdict is CLEARED) == within
