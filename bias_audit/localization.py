@@ -118,7 +118,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Scored:
     peak = maps.amax(dim=(1, 2), keepdim=True)
     at_peak = (maps == peak).float()
     hits = torch.einsum("bhw,brhw->br", at_peak, _dilated(masks, tolerance).float())
-    valid = (peak[:, :, 0] > 0) & masks.flatten(2).any(dim=2)
+    valid = (peak[:, :, 0] > 0) & peak[:, :, 0].isfinite() & masks.flatten(2).any(dim=2)
     return Scored(torch.where(valid, hits / at_peak.sum(dim=(1, 2))[:, None], 0), valid)
 
 
@@ -151,7 +151,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float) -> Scored:
     inside = masks.float()
     both = torch.einsum("bhw,brhw->br", hot, inside)
     either = hot.sum(dim=(1, 2))[:, None] + inside.sum(dim=(2, 3)) - both
-    valid = (peak[:, :, 0] > 0) & masks.flatten(2).any(dim=2)
+    valid = (peak[:, :, 0] > 0) & peak[:, :, 0].isfinite() & masks.flatten(2).any(dim=2)
     return Scored(torch.where(valid, both / torch.where(either > 0, either, 1), 0), valid)
 
 
@@ -177,5 +177,5 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Scored:
     above = found.gather(2, first[:, :, None])[:, :, 0]
     tied = found.gather(2, last[:, :, None])[:, :, 0] - above
     hits = above + (size - first) * tied / (last - first)
-    valid = (ranked[:, :1] > 0) & (size > 0)
+    valid = (ranked[:, :1] > 0) & ranked[:, :1].isfinite() & (size > 0)
     return Scored(torch.where(valid, hits / size.clamp_min(1), 0), valid)

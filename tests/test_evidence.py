@@ -130,8 +130,12 @@ def test_attention_is_the_loop_over_cells_and_nothing_more(seed: int) -> None:
     assert {k[3] for k in found} == {None, "gender=female", "gender=male", "site=a", "site=b"}
     for name, (value, n) in expected.items():
         e = found[name]
-        assert (e.n, e.reason) == (n, "") and e.value == pytest.approx(value, rel=1e-5)
-        assert e.low is not None and e.high is not None and e.low <= e.value <= e.high
+        assert e.n == n and e.value == pytest.approx(value, rel=1e-5)
+        if n == 1 and e.metric != "coverage":
+            # Drawn again and again, one image would give an interval of no width, which looks certain.
+            assert (e.low, e.high, e.reason) == (None, None, "one image gives no interval") and not e.measured
+        else:
+            assert e.low is not None and e.high is not None and e.low <= e.value <= e.high and e.reason == ""
 
 
 def test_enrichment_is_the_ratio_of_means_and_not_ruled_by_a_tiny_region() -> None:
@@ -170,6 +174,22 @@ def test_intervals_of_a_cell_are_those_of_a_loop_that_draws_within_class_and_gro
     assert e.low == pytest.approx(low, abs=0.08 * (high - low)) and e.high == pytest.approx(
         high, abs=0.08 * (high - low)
     )
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_image_has_a_value_and_no_interval(n: int) -> None:
+    scores = make_scores(30, 3, missing=0, silent=0)
+    alone = [i for i in range(30) if scores.labels[i] == 0][:n]
+    others = [i for i in range(30) if i not in alone and scores.labels[i] == 0]
+    scores.values[:, 1, others] = np.nan
+    then = replace(scores, values=scores.values * np.float32(0.5))
+    found = by_key(attention(scores, make_attributes(30), SUBJECTS, seed=0, reference=then))
+    for metric in (*METRICS, "energy_share_gain"):
+        e = found[metric, "hair", "doctor", None, "hirescam"]
+        assert e.n == n and e.value is not None and e.measured == (n > 1) == (e.reason == "")
+        assert found[metric, "hair", "doctor", None, "gradcam"].measured
+    coverage = found["coverage", "hair", "doctor", None, "hirescam"]
+    assert coverage.measured and coverage.n == n + len(others)
 
 
 def test_an_audit_set_without_attributes_has_classes_only() -> None:

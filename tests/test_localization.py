@@ -266,13 +266,14 @@ def test_silent_maps_and_empty_regions_are_not_valid_and_never_nan(metric: str) 
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("holes", ["one", "all"])
-def test_maps_that_are_not_numbers_are_not_valid(metric: str, holes: str) -> None:
+def test_maps_that_are_not_finite_are_not_valid(metric: str, holes: str, value: float) -> None:
     maps = random_maps(2, (4, 5), 0) + 0.1
     if holes == "one":
-        maps[0, 1, 2] = torch.nan
+        maps[0, 1, 2] = value
     else:
-        maps[0] = torch.nan
+        maps[0] = value
     masks = torch.zeros(2, 1, 9, 10, dtype=torch.bool)
     masks[:, 0, :5] = True
     scored = every_metric(maps, masks)[metric]
@@ -291,7 +292,7 @@ def test_scale_does_not_matter(metric: str, exponent: int) -> None:
     torch.testing.assert_close(scaled.value, plain.value, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-42, 1e-37, 1e-30, 1e30, 1e38])
 def test_share_of_maps_of_any_magnitude_is_that_of_the_pixels(scale: float) -> None:
     maps, masks = random_maps(3, (5, 3), 4) * scale, random_masks(3, 2, (17, 29), 8)
     pixels = np.stack([pixelwise.upsampled(m.double().numpy() / scale, 17, 29) for m in maps])

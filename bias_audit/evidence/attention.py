@@ -21,7 +21,7 @@ from bias_audit.verdict import Estimate, Subjects
 # Where the energy lies is broken down to class x group; how well a map locates, to the class.
 _BY_GROUP = ("energy_share", "enrichment")
 
-Numbers = tuple[float, float, float] | tuple[None, None, None]
+Numbers = tuple[float | None, float | None, float | None]
 
 
 def attention(
@@ -88,6 +88,9 @@ def _estimates(group: list[Cell], columns: list[_Column], seed: int) -> Iterator
         n = int(counts[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)
         reason = "" if n else f"no image with {c.region} and a heatmap that is not silent"
+        if n == 1:
+            # Resampling one image gives it again: an interval of no width, which would look certain.
+            numbers, reason = (float(value[i]), None, None), "one image gives no interval"
         yield _estimate(c.metric, numbers, n, c.region, cell, c.method, reason)
 
 
