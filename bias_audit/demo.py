@@ -32,8 +32,8 @@ from bias_audit.records import Run, read_run
 
 SIZE = 96
 PER_CLASS = 1000
-EPOCHS = 8
-AUDITED_PER_CELL = 300
+EPOCHS = 7
+AUDITED_PER_CELL = 250
 # Shares of men among the doctors and of women among the nurses.
 DATA = {"biased": (0.78, 0.93), "balanced": (0.5, 0.5)}
 
