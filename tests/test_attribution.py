@@ -279,8 +279,9 @@ def test_compiled(hidden: HiddenNet, images: Tensor) -> None:
 
 
 def test_bfloat16_weights(hidden: HiddenNet, images: Tensor) -> None:
-    heatmaps = explain(copy_of(hidden).eval().bfloat16(), images, layer="features", sign="signed")
-    expected = explain(hidden, images, layer="features", sign="signed", target=heatmaps.outputs.argmax(1)).maps
+    # "absolute": where terms of both signs nearly cancel, what is left of a map in 8 bits is rounding.
+    heatmaps = explain(copy_of(hidden).eval().bfloat16(), images, layer="features", sign="absolute")
+    expected = explain(hidden, images, layer="features", sign="absolute", target=heatmaps.outputs.argmax(1)).maps
     assert heatmaps.maps.dtype == torch.float32
     assert torch.cosine_similarity(heatmaps.maps.flatten(1), expected.flatten(1)).min() > 0.98
 
