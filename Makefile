@@ -39,7 +39,9 @@ wheel: $(INSTALLED)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/pip install --quiet dist/*.whl
 	cd / && $(CURDIR)/.venv-wheel/bin/python -c "import importlib.util as u, bias_audit.callbacks; assert u.find_spec('callbacks') is None"
-	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit --help > /dev/null
+	cd / && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/tests/synthetic.py $(CURDIR)/build/wheel-run
+	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit report $(CURDIR)/build/wheel-run
+	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit gate $(CURDIR)/build/wheel-run > /dev/null; test $$? -eq 1
 
 clean:
 	rm -rf $(VENV) .venv-wheel build dist demo runs *.egg-info

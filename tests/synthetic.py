@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -297,3 +298,8 @@ def _estimates(
     for name, _ in subjects.attributes:
         add("worst_group_accuracy", accuracy - difference / 2, count, 1.0, group=name)
     return tuple(estimates)
+
+
+if __name__ == "__main__":
+    # A violated run, for checks outside of pytest.
+    print(make_run(Path(sys.argv[1])))
