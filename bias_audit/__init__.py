@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from bias_audit.audit import Auditor, AuditPlan, audit_model
     from bias_audit.data.samples import AuditBatch, AuditDataset, AuditSample
     from bias_audit.gate import GateResult, run_gate
+    from bias_audit.policy import Policy, Rule
     from bias_audit.records import AuditResult, Run, read_run
     from bias_audit.report import write_report
-    from bias_audit.verdict import Estimate, Finding, Policy, Rule, Verdict
+    from bias_audit.terms import Estimate, Verdict
+    from bias_audit.verdict import Finding
 
 _HOMES = {
     "AuditBatch": "bias_audit.data.samples",
@@ -24,14 +26,14 @@ _HOMES = {
     "AuditResult": "bias_audit.records",
     "AuditSample": "bias_audit.data.samples",
     "Auditor": "bias_audit.audit",
-    "Estimate": "bias_audit.verdict",
+    "Estimate": "bias_audit.terms",
     "Finding": "bias_audit.verdict",
     "GateResult": "bias_audit.gate",
     "Heatmaps": "bias_audit.attribution.explain",
-    "Policy": "bias_audit.verdict",
-    "Rule": "bias_audit.verdict",
+    "Policy": "bias_audit.policy",
+    "Rule": "bias_audit.policy",
     "Run": "bias_audit.records",
-    "Verdict": "bias_audit.verdict",
+    "Verdict": "bias_audit.terms",
     "audit_model": "bias_audit.audit",
     "explain": "bias_audit.attribution.explain",
     "read_run": "bias_audit.records",

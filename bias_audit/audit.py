@@ -39,8 +39,10 @@ from bias_audit.localization import (
     relevance_rank_accuracy,
     with_remainder,
 )
+from bias_audit.policy import Policy
 from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet, now
-from bias_audit.verdict import REMAINDER, Estimate, Policy, judge
+from bias_audit.terms import REMAINDER, Estimate
+from bias_audit.verdict import judge
 
 # Both maps come from the same activation and gradient; where the head is more than pooling and one linear layer they
 # differ, and each alone can miss a cue.

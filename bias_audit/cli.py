@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bias_audit.gate import GateResult
-from bias_audit.verdict import Check, Outcome, Verdict
+from bias_audit.terms import Outcome, Verdict
+from bias_audit.verdict import Check
 
 app = typer.Typer(
     name="bias-audit",

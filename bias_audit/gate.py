@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bias_audit.policy import Policy
 from bias_audit.records import AuditSummary, Run
-from bias_audit.verdict import Judgement, Outcome, Policy, judge
+from bias_audit.terms import Outcome
+from bias_audit.verdict import Judgement, judge
 
 EXIT_CODES = {Outcome.HELD: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3}
 

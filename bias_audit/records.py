@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bias_audit.verdict import Estimate, Judgement, Policy, Subjects
+from bias_audit.policy import Policy
+from bias_audit.terms import Estimate, Subjects
+from bias_audit.verdict import Judgement
 
 if TYPE_CHECKING:
     import numpy as np

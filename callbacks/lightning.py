@@ -21,9 +21,9 @@ from bias_audit.audit import Auditor, AuditPlan
 from bias_audit.callbacks.sinks import FanOut, ReportSink, RunDirectorySink, Session, Sink, scalars
 from bias_audit.callbacks.wandb import WandbSink
 from bias_audit.data.samples import AuditDataset
+from bias_audit.policy import Policy
 from bias_audit.records import AuditResult, RecordError, SampleScores, read_run
 from bias_audit.rng import preserved_rng
-from bias_audit.verdict import Policy
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -123,6 +123,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._sinks: FanOut | None = None
         self._reference_scores: SampleScores | None = None
         self._resume: tuple[Path, int] | None = None
+        self._last_step = -1
         self._steps_seen = 0
         self._trainer: ref[Trainer] | None = None
         self._broken_off = False
@@ -141,7 +142,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             return {}
         return {
             "run_dir": str(self.run_dir.resolve()),
-            "step": -1 if self.last_result is None else self.last_result.step,
+            "step": self._last_step,
             "steps_seen": self._steps_seen,
             "seconds_since_audit": time.monotonic() - self._clock,
         }
@@ -150,6 +151,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         """Go on where the checkpoint left off, in its run directory or a copy of it."""
         if state:
             self._resume = (Path(state["run_dir"]), state["step"])
+            self._last_step = state["step"]
             self._steps_seen = state["steps_seen"]
             self._clock = time.monotonic() - state["seconds_since_audit"]
 
@@ -159,7 +161,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if self._trainer is None or self._trainer() is not trainer:
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
-            self._reference_scores, self._resume = None, None
+            self._reference_scores, self._resume, self._last_step = None, None, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the untrained model, unless training was resumed."""
@@ -268,7 +270,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             return
         if trigger == "reference":
             self._reference_scores = result.scores
-        self.last_result = result
+        self.last_result, self._last_step = result, result.step
         self._hand_over(trainer, pl_module, result)
         if trigger != "reference":
             self._act(trainer, result)

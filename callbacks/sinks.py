@@ -16,6 +16,8 @@ from typing import Protocol
 from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleSheet
 from bias_audit.report import write_report
 
+MOST_CLASSES = 20
+
 
 @dataclass(frozen=True)
 class Session:
@@ -149,10 +151,13 @@ def scalars(result: AuditResult, name: str) -> dict[str, float]:
     """The numbers that loggers and monitors get: `name/metric/region or attribute[/class or value][/method]`.
 
     Grad-CAM's need no method in their name. NaN where a number could not be measured: a monitor that waits for a name
-    must find it.
+    must find it. With more than MOST_CLASSES classes, those of single classes are in the records only.
     """
     found: dict[str, float] = {}
+    by_class = len({e.class_name for e in result.estimates}) <= MOST_CLASSES + 1
     for e in result.estimates:
+        if e.class_name is not None and not by_class:
+            continue
         if e.region is not None and e.group is not None:
             continue
         if e.region is not None and e.class_name is not None and e.metric not in ("energy_share", "enrichment"):

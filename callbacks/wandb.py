@@ -19,7 +19,7 @@ from PIL import Image
 from bias_audit.callbacks.overlays import overlay
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.records import PREVIOUS, AuditResult, SampleScores, SampleSheet
-from bias_audit.verdict import Subjects
+from bias_audit.terms import Subjects
 
 if TYPE_CHECKING:
     import wandb

@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from bias_audit.policy import Policy
 from bias_audit.records import AUDITS, AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet
-from bias_audit.verdict import REMAINDER, Estimate, Policy, Role, Subjects, judge
+from bias_audit.terms import REMAINDER, Estimate, Role, Subjects
+from bias_audit.verdict import judge
 
 Array = npt.NDArray[Any]
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bias_audit import AuditDataset, Auditor, AuditPlan, AuditResult, AuditSample, audit_model, explain, read_run
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, scene_dataset
-from bias_audit.verdict import REMAINDER, Estimate, Outcome, Policy, Verdict
+from bias_audit.policy import Policy
+from bias_audit.terms import REMAINDER, Estimate, Outcome, Verdict
 
 SIZE = 32
 REGIONS = ("coat", "stethoscope", "face", "hair", REMAINDER)

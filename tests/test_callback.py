@@ -21,7 +21,7 @@ from training import Net, audit_set, fit, loader, trainer
 from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
 from bias_audit.records import AuditResult
-from bias_audit.verdict import Outcome
+from bias_audit.terms import Outcome
 
 try:
     from pytorch_lightning.callbacks import WeightAveraging
@@ -322,6 +322,15 @@ def test_a_resumed_run_gives_what_an_unbroken_one_gives(tmp_path: Path) -> None:
         for index in range(len(run.audits)):
             assert (run.scores(index).maps == expected.scores(index).maps).all()
     assert audited(tmp_path / "unbroken" / "run")[-1] == ("step", 16)
+
+
+def test_a_checkpoint_of_a_resumed_run_knows_the_audits_before_it(tmp_path: Path) -> None:
+    first = callback(tmp_path)
+    fit(trainer(tmp_path, first))
+    resumed = callback(tmp_path)
+    resumed.load_state_dict(first.state_dict())
+    resumed.run_dir = tmp_path / "run"
+    assert resumed.state_dict()["step"] == first.state_dict()["step"] == 8
 
 
 def test_validating_a_checkpoint_does_not_touch_its_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bias_audit import run_gate
-from bias_audit.verdict import Outcome, Verdict
+from bias_audit.terms import Outcome, Verdict
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bias_audit.evidence.attention import attention
 from bias_audit.evidence.performance import performance
 from bias_audit.records import SampleScores
-from bias_audit.verdict import REMAINDER, Estimate, Subjects
+from bias_audit.terms import REMAINDER, Estimate, Subjects
 
 METRICS = ("energy_share", "enrichment", "pointing_game", "iou", "relevance_rank_accuracy")
 METHODS = ("gradcam", "hirescam")

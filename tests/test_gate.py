@@ -16,8 +16,9 @@ import pytest
 from synthetic import make_run
 
 from bias_audit.gate import run_gate
+from bias_audit.policy import Policy
 from bias_audit.records import AUDITS, MANIFEST, RecordError, read_run
-from bias_audit.verdict import Outcome, Policy
+from bias_audit.terms import Outcome
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
 STRICT = "rules: [{metric: enrichment, region: spurious, max: 0.1}]\nmin_samples: 5\n"

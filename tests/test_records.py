@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import POLICY, make_run
 
+from bias_audit.policy import Policy
 from bias_audit.records import (
     AUDITS,
     MANIFEST,
@@ -42,7 +43,8 @@ from bias_audit.records import (
     read_run,
     write_whole,
 )
-from bias_audit.verdict import Estimate, Judgement, Policy, Subjects, judge
+from bias_audit.terms import Estimate, Subjects
+from bias_audit.verdict import Judgement, judge
 
 TESTS = Path(__file__).parent
 SUBJECTS = Subjects((("hair", "spurious"),), (("gender", ("female", "male")),), ("doctor", "nurse"))

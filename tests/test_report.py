@@ -22,11 +22,11 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 from synthetic import make_run
 
 import bias_audit.report as report
+from bias_audit.policy import Policy
 from bias_audit.records import Run, read_run
 from bias_audit.report import render, write_report
 from bias_audit.report.charts import MOST_ROWS, thin
 from bias_audit.report.samples import outline
-from bias_audit.verdict import Policy
 
 HOSTILE = "<script>alert(1)</script>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,19 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bias_audit.verdict import (
-    Check,
-    Estimate,
-    Finding,
-    Judgement,
-    Outcome,
-    Policy,
-    Rule,
-    Subjects,
-    Tolerance,
-    Verdict,
-    judge,
-)
+from bias_audit.policy import Policy, Rule, Tolerance
+from bias_audit.terms import Estimate, Outcome, Subjects, Verdict
+from bias_audit.verdict import Check, Finding, Judgement, judge
 
 RELIANCE, SUSPECTED, CLEARED, INCONCLUSIVE = Verdict
 HELD, VIOLATED, UNKNOWN = Outcome

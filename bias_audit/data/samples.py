@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from bias_audit.records import SampleSheet
 from bias_audit.rng import preserved_rng
-from bias_audit.verdict import REMAINDER, ROLES, Role, Subjects
+from bias_audit.terms import REMAINDER, ROLES, Role, Subjects
 
 if TYPE_CHECKING:
     from pathlib import Path

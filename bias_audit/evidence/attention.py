@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bias_audit.evidence.cells import Cell, cells
 from bias_audit.records import SampleScores
 from bias_audit.stats import bootstrap_ratios, wilson
-from bias_audit.verdict import Estimate, Subjects
+from bias_audit.terms import Estimate, Subjects
 
 # Where the energy lies is broken down to class x group; how well a map locates, to the class.
 _BY_GROUP = ("energy_share", "enrichment")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.verdict import Subjects
+from bias_audit.terms import Subjects
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell, cells
 from bias_audit.stats import newcombe, wilson
-from bias_audit.verdict import Estimate, Subjects
+from bias_audit.terms import Estimate, Subjects
 
 
 def performance(

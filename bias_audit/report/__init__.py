@@ -23,7 +23,8 @@ from markupsafe import Markup
 from bias_audit.records import AuditSummary, Run, read_run, write_whole
 from bias_audit.report.charts import draw, method_name, thin
 from bias_audit.report.samples import viewer_data
-from bias_audit.verdict import Check, Estimate, Finding, Outcome, Verdict
+from bias_audit.terms import Estimate, Outcome, Verdict
+from bias_audit.verdict import Check, Finding
 
 __all__ = ["REPORT", "render", "write_report"]
 

@@ -15,8 +15,9 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
+from bias_audit.policy import Policy, Rule
 from bias_audit.records import Run
-from bias_audit.verdict import REMAINDER, Estimate, Policy, Role, Rule, Subjects
+from bias_audit.terms import REMAINDER, Estimate, Role, Subjects
 
 # A longer history is thinned evenly: a chart has a few hundred pixels, and nobody reads a thousand rows.
 MOST_POINTS, MOST_ROWS, MOST_SERIES, MOST_SUBSETS = 200, 50, 6, 10

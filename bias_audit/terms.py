@@ -1,0 +1,109 @@
+"""The words that estimates, policies and verdicts share.
+
+Standard library only: the gate imports this module and must start in a blink.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+REMAINDER = "remainder"
+Role = Literal["object", "spurious", "context"]
+ROLES: tuple[Role, ...] = ("object", "spurious", "context")
+
+REGION_METRICS = (
+    "energy_share",
+    "enrichment",
+    "energy_share_gain",
+    "pointing_game",
+    "iou",
+    "relevance_rank_accuracy",
+    "coverage",
+)
+GROUP_METRICS = ("accuracy", "worst_group_accuracy", "accuracy_gap")
+
+
+class Verdict(StrEnum):
+    """What the evidence says of one region or attribute."""
+
+    RELIANCE = "reliance"
+    SUSPECTED = "suspected"
+    CLEARED = "cleared"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Outcome(StrEnum):
+    """What became of a rule, or of a whole policy."""
+
+    HELD = "held"
+    VIOLATED = "violated"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number: its value, its interval at the policy's confidence level, and the images behind it.
+
+    `region`, `class_name`, `group` and `method` say what it was measured on; None means "over all". `group` is
+    `"attribute=value"`, or `"attribute"` for metrics that compare an attribute's values (`accuracy_gap`,
+    `worst_group_accuracy`). `value`, `low` and `high` are None where nothing could be measured; `reason` says why.
+    """
+
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    region: str | None = None
+    class_name: str | None = None
+    group: str | None = None
+    method: str | None = None
+    reason: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether value and interval are finite numbers."""
+        return all(x is not None and math.isfinite(x) for x in (self.value, self.low, self.high))
+
+    @property
+    def subject(self) -> str:
+        """The estimate's name as a person reads it."""
+        parts = [self.metric]
+        if self.region:
+            parts.append(f"on {self.region}")
+        if self.class_name:
+            parts.append(f"for class {self.class_name}")
+        if self.group:
+            parts.append(f"by {self.group}" if "=" not in self.group else f"where {self.group}")
+        if self.method:
+            parts.append(f"({self.method})")
+        return " ".join(parts)
+
+    def __str__(self) -> str:
+        if not self.measured:
+            return f"{self.subject}: not measured ({self.reason or 'no valid image'})"
+        return f"{self.subject}: {self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The names that estimates and rules may use.
+
+    `regions` are `(name, role)` pairs, `attributes` are `(name, values)` pairs, `classes` the class names in order of
+    their index.
+    """
+
+    regions: tuple[tuple[str, Role], ...]
+    attributes: tuple[tuple[str, tuple[str, ...]], ...]
+    classes: tuple[str, ...]
+
+    def regions_with(self, role: Role) -> tuple[str, ...]:
+        """Names of the regions in `role`."""
+        return tuple(name for name, its_role in self.regions if its_role == role)
+
+    def values_of(self, attribute: str) -> tuple[str, ...]:
+        """The values that `attribute` takes in the audit set."""
+        return dict(self.attributes)[attribute]
