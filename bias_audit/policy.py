@@ -15,21 +15,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bias_audit.terms import GROUP_METRICS, REGION_METRICS, REMAINDER, ROLES, Subjects, Verdict
+from bias_audit.terms import (
+    GROUP_METRICS,
+    REGION_METRICS,
+    REMAINDER,
+    ROLES,
+    GroupMetric,
+    RegionMetric,
+    Subjects,
+    Verdict,
+)
 
-Metric = Literal[
-    "energy_share",
-    "enrichment",
-    "energy_share_gain",
-    "pointing_game",
-    "iou",
-    "relevance_rank_accuracy",
-    "coverage",
-    "accuracy",
-    "worst_group_accuracy",
-    "accuracy_gap",
-    "verdict",
-]
+Metric = Literal[RegionMetric, GroupMetric, "verdict"]
 
 
 class _Strict(BaseModel):

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 REMAINDER = "remainder"
 Role = Literal["object", "spurious", "context"]
-ROLES: tuple[Role, ...] = ("object", "spurious", "context")
+ROLES: tuple[Role, ...] = get_args(Role)
 
-REGION_METRICS = (
+RegionMetric = Literal[
     "energy_share",
     "enrichment",
     "energy_share_gain",
@@ -22,8 +22,10 @@ REGION_METRICS = (
     "iou",
     "relevance_rank_accuracy",
     "coverage",
-)
-GROUP_METRICS = ("accuracy", "worst_group_accuracy", "accuracy_gap")
+]
+GroupMetric = Literal["accuracy", "worst_group_accuracy", "accuracy_gap"]
+REGION_METRICS: tuple[RegionMetric, ...] = get_args(RegionMetric)
+GROUP_METRICS: tuple[GroupMetric, ...] = get_args(GroupMetric)
 
 
 class Verdict(StrEnum):

@@ -225,7 +225,7 @@ def test_targets() -> None:
 # The same map in every state that training may leave a model in.
 
 
-def same_map(model: nn.Module, reference: nn.Module, images: Tensor, atol: float = 1e-6) -> None:
+def assert_same_map(model: nn.Module, reference: nn.Module, images: Tensor, atol: float = 1e-6) -> None:
     classes = torch.tensor([0, 1, 2, 0, 1])
     expected = explain(reference, images, target=classes, layer="features").maps
     torch.testing.assert_close(
@@ -241,15 +241,15 @@ def copy_of(net: HiddenNet, **options: bool) -> HiddenNet:
 
 
 def test_in_train_mode(hidden: HiddenNet, images: Tensor) -> None:
-    same_map(copy_of(hidden).train(), hidden, images)
+    assert_same_map(copy_of(hidden).train(), hidden, images)
 
 
 def test_frozen(hidden: HiddenNet, images: Tensor) -> None:
-    same_map(copy_of(hidden).eval().requires_grad_(False), hidden, images)
+    assert_same_map(copy_of(hidden).eval().requires_grad_(False), hidden, images)
 
 
 def test_with_an_inplace_relu_behind_the_layer(hidden: HiddenNet, images: Tensor) -> None:
-    same_map(copy_of(hidden, inplace=True), hidden, images)
+    assert_same_map(copy_of(hidden, inplace=True), hidden, images)
 
 
 def test_with_a_backbone_in_no_grad(hidden: HiddenNet, images: Tensor) -> None:
@@ -261,7 +261,7 @@ def test_with_a_backbone_in_no_grad(hidden: HiddenNet, images: Tensor) -> None:
 
     frozen = Frozen()
     frozen.load_state_dict(hidden.state_dict())
-    same_map(frozen, hidden, images)
+    assert_same_map(frozen, hidden, images)
 
 
 def test_under_inference_mode(hidden: HiddenNet, images: Tensor) -> None:
@@ -275,7 +275,7 @@ def test_under_inference_mode(hidden: HiddenNet, images: Tensor) -> None:
 def test_compiled(hidden: HiddenNet, images: Tensor) -> None:
     compiled = torch.compile(copy_of(hidden).eval(), backend="eager")
     compiled(images)
-    same_map(compiled, hidden, images)
+    assert_same_map(compiled, hidden, images)
 
 
 def test_bfloat16_weights(hidden: HiddenNet, images: Tensor) -> None:
@@ -350,9 +350,12 @@ def test_the_model_is_given_back_as_it_was(images: Tensor, fails: bool) -> None:
 def test_a_train_method_of_the_users_is_not_called(images: Tensor) -> None:
     class Own(HiddenNet):
         def train(self, mode: bool = True) -> HiddenNet:
-            raise AssertionError("called")
+            calls.append(mode)
+            return self
 
+    calls: list[bool] = []
     explain(Own(), images, layer="features")
+    assert not calls
 
 
 def test_only_the_tail_is_differentiated(hidden: HiddenNet, images: Tensor) -> None:
