@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bias_audit import read_run, run_gate
+from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes, counts_with_bias, draw_scenes
 
@@ -40,20 +40,23 @@ class Classifier(pl.LightningModule):
 def main() -> None:
     """Train with the callback, then ask the gate."""
     pl.seed_everything(0)
-    scenes = draw_scenes(counts_with_bias(200, male_doctors=0.78, female_nurses=0.93), seed=0)
+    scenes = draw_scenes(counts_with_bias(300, male_doctors=0.78, female_nurses=0.93), seed=0)
     images = torch.stack([torch.from_numpy(scene.image.copy()) for scene in scenes]).float() / 255
     labels = torch.tensor([OCCUPATIONS.index(scene.occupation) for scene in scenes])
     train = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
 
     # Held-out images, with the regions that may matter and those that must not: as many men as women in both classes.
-    audit_set = balanced_scenes(per_cell=40, seed=1)
+    audit_set = balanced_scenes(per_cell=75, seed=1)
+
+    # By itself it would explain layer4, whose map of a 64-pixel image is 2 x 2; layer2's is 8 x 8.
+    plan = AuditPlan(layer="net.layer2")
 
     trainer = pl.Trainer(
-        max_epochs=3,
+        max_epochs=4,
         logger=False,
         enable_checkpointing=False,
         default_root_dir="runs/quickstart",
-        callbacks=[BiasAuditCallback(audit_set)],
+        callbacks=[BiasAuditCallback(audit_set, plan=plan)],
     )
     trainer.fit(Classifier(), train)
 
