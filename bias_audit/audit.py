@@ -211,8 +211,19 @@ class Auditor:
         """The audited images' thumbnails and masks."""
         return self._sheet_and_fingerprint[0]
 
+    def prepare(self, model: nn.Module, forward_context: ForwardContext = nullcontext) -> None:
+        """Find the layer to explain, if the plan names none; `run` does so too.
+
+        Raises:
+            ValueError: the model has no layer with a spatial output; or a sample that does not decode.
+        """
+        if self.layer is None:
+            with borrowed(model) as lent, forward_context():
+                images = self.audit_set.batch([0], _device_of(model)).images
+                self.layer = find_layer(lent, as_the_model_takes_them(lent, images))
+
     def manifest(self, model: nn.Module) -> Manifest:
-        """What this auditor audits and how; after the first `run`, which finds the layer.
+        """What this auditor audits and how; after `prepare` or the first `run`, which find the layer.
 
         Raises:
             ValueError: a sample that does not decode, or a region that no sample shows.
@@ -263,12 +274,12 @@ class Auditor:
         device = _device_of(model)
         size = self.plan.batch_size
         batches: list[BatchScores] = []
+        self.prepare(model, forward_context)
+        assert self.layer is not None
         with borrowed(model) as lent:
             for start in range(0, len(self.audit_set), size):
                 batch = self.audit_set.batch(range(start, min(start + size, len(self.audit_set))), device)
                 with forward_context():
-                    if self.layer is None:
-                        self.layer = find_layer(lent, as_the_model_takes_them(lent, batch.images[:1]))
                     taken = capture(lent, batch.images, self._checked_target(batch), self.layer)
                 batches.append(self._score(taken, batch))
                 progress(min(start + size, len(self.audit_set)), len(self.audit_set))

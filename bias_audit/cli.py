@@ -97,7 +97,7 @@ def _findings_table(result: GateResult) -> Table:
     for finding in result.judgement.findings:
         sentence = finding.sentence
         if finding.samples_to_settle is not None:
-            sentence += f" About {finding.samples_to_settle} images would settle it."
+            sentence += f" About {finding.samples_to_settle} images of that kind would settle it."
         style = _VERDICT_STYLES[finding.verdict]
         table.add_row(
             escape(f"{finding.kind} {finding.name}"), f"[{style}]{finding.verdict}[/{style}]", escape(sentence)

@@ -47,7 +47,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number: its value, its interval at the policy's confidence level, and the images behind it.
+    """A measured number: its value, its 95 % interval, and the images behind it.
 
     `region`, `class_name`, `group` and `method` say what it was measured on; None means "over all". `group` is
     `"attribute=value"`, or `"attribute"` for metrics that compare an attribute's values (`accuracy_gap`,

@@ -83,8 +83,8 @@ def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> 
 
 def _find(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> Iterable[Finding]:
     regions = subjects.regions_with("spurious")
-    looks = {region: _attention(estimates, region, policy) for region in regions}
-    gaps = {attribute: _performance(estimates, attribute, policy) for attribute, _ in subjects.attributes}
+    looks = {region: _attention(estimates, region, subjects, policy) for region in regions}
+    gaps = {attribute: _performance(estimates, attribute, subjects, policy) for attribute, _ in subjects.attributes}
     gap = _strongest(gaps.values())
     for region in regions:
         yield _region_finding(region, looks[region], gap)
@@ -107,17 +107,31 @@ class _Answer:
     annotated: bool = True
 
 
-def _attention(estimates: Sequence[Estimate], region: str, policy: Policy) -> _Answer:
+def _attention(estimates: Sequence[Estimate], region: str, subjects: Subjects, policy: Policy) -> _Answer:
     mine = [e for e in estimates if e.metric == "enrichment" and e.region == region and e.group is None]
-    return _exceeds(mine, policy.tolerance.enrichment, policy.min_samples, f"attention to {region}")
+    return _exceeds(
+        mine, policy.tolerance.enrichment, policy.min_samples, f"attention to {region}", _absent(estimates, subjects)
+    )
 
 
-def _performance(estimates: Sequence[Estimate], attribute: str, policy: Policy) -> _Answer:
+def _performance(estimates: Sequence[Estimate], attribute: str, subjects: Subjects, policy: Policy) -> _Answer:
     mine = [e for e in estimates if e.metric == "accuracy_gap" and e.group == attribute and e.class_name is not None]
-    return _exceeds(mine, policy.tolerance.accuracy_gap, policy.min_samples, f"accuracy by {attribute}")
+    return _exceeds(
+        mine,
+        policy.tolerance.accuracy_gap,
+        policy.min_samples,
+        f"accuracy by {attribute}",
+        _absent(estimates, subjects),
+    )
 
 
-def _exceeds(estimates: list[Estimate], limit: float, min_samples: int, what: str) -> _Answer:
+def _absent(estimates: Sequence[Estimate], subjects: Subjects) -> tuple[str, ...]:
+    """The classes of which the audit set shows no image, where estimates are by class at all."""
+    present = {e.class_name for e in estimates if e.metric == "accuracy"}
+    return tuple(name for name in subjects.classes if name not in present) if present else ()
+
+
+def _exceeds(estimates: list[Estimate], limit: float, min_samples: int, what: str, absent: tuple[str, ...]) -> _Answer:
     """Yes if any interval lies above the limit, no if all lie within it, else unknown."""
     usable = [e for e in estimates if e.measured and e.n >= min_samples]
     above = [e for e in usable if e.low is not None and e.low > limit]
@@ -131,6 +145,8 @@ def _exceeds(estimates: list[Estimate], limit: float, min_samples: int, what: st
         short = min(thin, key=lambda e: (e.n, *_by_value(e)))
         because = short.reason or f"{short.n} valid images, {min_samples} needed"
         return _Answer(None, short, f"{_readable(short)}: {because}", max(min_samples, short.n))
+    if absent:
+        return _Answer(None, max(usable, key=_by_value), f"{what}: the audit set has no image of {', '.join(absent)}")
     if undecided:
         widest = max(undecided, key=_by_value)
         return _Answer(
@@ -288,7 +304,10 @@ def _apply(
     else:
         wanted = _Wanted(rule, regions, subjects)
         min_samples = rule.min_samples or policy.min_samples
-        checks = [_check_limit(rule, e, min_samples) for e in estimates if wanted.matches(e)]
+        found = [e for e in estimates if wanted.matches(e)]
+        checks = [_check_limit(rule, e, min_samples) for e in found]
+        if found:
+            checks += [_check_missing(rule, *names) for names in wanted.missing(found)]
     if checks:
         return checks
     message = f"{rule.title}: no estimate of this kind was recorded, so nothing is shown"
@@ -300,10 +319,22 @@ class _Wanted:
 
     def __init__(self, rule: Rule, regions: Iterable[str | None], subjects: Subjects) -> None:
         self.rule, self.regions = rule, set(regions)
+        self.classes = subjects.classes if rule.class_name == "each" else (rule.class_name,)
         self.groups: set[str | None] = {rule.group}
         each_value = rule.metric not in ("accuracy_gap", "worst_group_accuracy")
         if rule.group is not None and "=" not in rule.group and each_value:
             self.groups = {f"{rule.group}={value}" for value in subjects.values_of(rule.group)}
+
+    def missing(self, found: Sequence[Estimate]) -> list[tuple[str | None, str | None, str | None]]:
+        """Region, class and group of what the rule is about and nothing was recorded for."""
+        there = {(e.region, e.class_name, e.group) for e in found}
+        return [
+            (region, class_name, group)
+            for region in sorted(self.regions, key=str)
+            for class_name in self.classes
+            for group in sorted(self.groups, key=str)
+            if (region, class_name, group) not in there
+        ]
 
     def matches(self, e: Estimate) -> bool:
         class_fits = (
@@ -316,6 +347,11 @@ class _Wanted:
             and class_fits
             and self.rule.method in (None, e.method)
         )
+
+
+def _check_missing(rule: Rule, region: str | None, class_name: str | None, group: str | None) -> Check:
+    nothing = Estimate(rule.metric, None, None, None, 0, region, class_name, group, reason="the audit set has no image")
+    return Check(rule.title, nothing.subject, Outcome.INCONCLUSIVE, rule.severity, str(nothing), nothing)
 
 
 def _check_limit(rule: Rule, e: Estimate, min_samples: int) -> Check:

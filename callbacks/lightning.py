@@ -18,7 +18,7 @@ import pytorch_lightning
 from torch import nn
 
 from bias_audit.audit import Auditor, AuditPlan
-from bias_audit.callbacks.sinks import FanOut, ReportSink, RunDirectorySink, Session, Sink, scalars
+from bias_audit.callbacks.sinks import FanOut, LoggerSink, ReportSink, RunDirectorySink, Session, Sink, scalars
 from bias_audit.callbacks.wandb import WandbSink
 from bias_audit.data.samples import AuditDataset
 from bias_audit.policy import Policy
@@ -167,7 +167,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         """Audit the untrained model, unless training was resumed."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._take_up(trainer)
+        self._take_up(trainer, pl_module)
         if self.reference and self._reference_scores is None:
             self._audit(trainer, pl_module, "reference")
         if self._resume is None:
@@ -204,7 +204,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the weights that training ends with, unless the last audit saw them."""
-        if self.last_result is None or self.last_result.step != trainer.global_step:
+        last = self.last_result
+        averaged_since = last is not None and self._weights(trainer, "end") == "ema" != last.weights
+        if last is None or last.step != trainer.global_step or averaged_since:
             self._audit(trainer, pl_module, "end")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,29 +231,40 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
-    def _take_up(self, trainer: Trainer) -> None:
-        """Find the run directory, and the reference scores where training was resumed."""
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the run directory and open the sinks, and take the reference from a run that is resumed.
+
+        The records are opened before anything is measured: from now on an earlier run in the same place is no evidence
+        of this one, even if training breaks off before its first audit.
+        """
         self.run_dir = self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = None
-        if self._resume is None:
-            return
-        source = self._resume[0]
-        try:
-            run = read_run(source)
-            if run.audits and run.audits[0].trigger == "reference":
-                self._reference_scores = run.scores(0)
-        except RecordError as error:
-            self._resume = None
-            warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+        scores: SampleScores | None = None
+        if self._resume is not None:
+            try:
+                run = read_run(self._resume[0])
+                if run.audits and run.audits[0].trigger == "reference":
+                    scores = run.scores(0)
+            except RecordError as error:
+                self._resume = None
+                warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+        self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context)
+        if trainer.is_global_zero and self._sinks is None:
+            with preserved_rng():
+                self._sinks = self._open_sinks(trainer, pl_module)
+        self._reference_scores = scores or self._reference_scores
 
     def _audit(self, trainer: Trainer, pl_module: LightningModule, trigger: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.run_dir is None:
-            self._take_up(trainer)
-        self._clock, self._audited_epoch = time.monotonic(), trainer.current_epoch
+            self._take_up(trainer, pl_module)
+        self._clock = time.monotonic()
+        if trigger != "reference":
+            self._audited_epoch = trainer.current_epoch
+        failure: Exception | None = None
         try:
             result = self.auditor.run(
                 pl_module,
@@ -263,10 +276,14 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 forward_context=trainer.precision_plugin.forward_context,
             )
         except Exception as error:
+            failure = error
+        # A rank that went on alone would wait for the others for ever: what fails on one has failed on all.
+        if not trainer.strategy.reduce_boolean_decision(failure is None):
+            failure = failure or RuntimeError("it failed on another rank")
             # What fails the first time is a mistake in the set-up, which should be known before hours of training.
             if self.last_result is None or self.on_error == "raise":
-                raise
-            self._report_failure(trainer, error)
+                raise failure
+            self._report_failure(trainer, failure)
             return
         if trigger == "reference":
             self._reference_scores = result.scores
@@ -278,12 +295,10 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     def _hand_over(self, trainer: Trainer, pl_module: LightningModule, result: AuditResult) -> None:
         # One set of numbers for all ranks: devices may round differently, and monitors must decide alike.
         numbers: dict[str, float] = trainer.strategy.broadcast(scalars(result, self.name))
-        if trainer.is_global_zero:
+        if self._sinks is not None:
             # A sink may draw random numbers, for the name of a file, say.
             with preserved_rng():
-                self._open_sinks(trainer, pl_module).write(result)
-                for logger in trainer.loggers:
-                    logger.log_metrics(numbers, step=trainer.global_step)
+                self._sinks.write(result)
         on_step = result.trigger in ("step", "time")
         if result.trigger not in ("reference", "end"):
             for key, number in numbers.items():
@@ -291,17 +306,16 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
 
     def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
-        if self._sinks is None:
-            assert self.run_dir is not None
-            sinks: list[Sink] = [RunDirectorySink(), ReportSink(), *self._more_sinks]
-            run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
-            if run is not None:
-                sinks.append(WandbSink(run, own=bool(self._wandb)))
-            self._sinks = FanOut(sinks, self.on_error)
-            resumed, step = self._resume or (None, 0)
-            manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
-            self._sinks.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step))
-        return self._sinks
+        assert self.run_dir is not None
+        sinks: list[Sink] = [RunDirectorySink(), ReportSink(), LoggerSink(trainer.loggers), *self._more_sinks]
+        run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
+        if run is not None:
+            sinks.append(WandbSink(run, own=bool(self._wandb)))
+        fan_out = FanOut(sinks, self.on_error)
+        resumed, step = self._resume or (None, 0)
+        manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
+        fan_out.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step))
+        return fan_out
 
     def _report_failure(self, trainer: Trainer, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
@@ -339,7 +353,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         place = callbacks.index(self)
         before, after = callbacks[:place], callbacks[place + 1 :]
         lenders = before if trigger == "end" else after if trainer.validating else []
-        averaged = any(base.__name__ == "WeightAveraging" for c in lenders for base in type(c).__mro__)
+        kinds = {"WeightAveraging", "StochasticWeightAveraging"} if trigger == "end" else {"WeightAveraging"}
+        averaged = any(base.__name__ in kinds for c in lenders for base in type(c).__mro__)
         return "ema" if averaged else "raw"
 
 

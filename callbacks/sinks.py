@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleSheet
+from bias_audit.records import AuditResult, Manifest, RecordError, RunDirectory, SampleSheet
 from bias_audit.report import write_report
 
 MOST_CLASSES = 20
@@ -106,6 +106,28 @@ class ReportSink:
         write_report(self._path)
 
 
+class LoggerSink:
+    """The scalars in each of the Trainer's loggers."""
+
+    def __init__(self, loggers: Sequence[Any]) -> None:
+        self._loggers = loggers
+
+    def start(self, session: Session) -> None:
+        """Remember the metrics' prefix."""
+        self._name = session.name
+
+    def write(self, result: AuditResult) -> None:
+        """Log the scalars at the audit's step."""
+        for logger in self._loggers:
+            logger.log_metrics(scalars(result, self._name), step=result.step)
+
+    def fail(self, step: int, reason: str) -> None:
+        """Nothing: there is no number to log."""
+
+    def end(self, error: str = "") -> None:
+        """Nothing: the loggers are the Trainer's."""
+
+
 class FanOut:
     """Several sinks as one; a sink that raises is named in one warning and not called again.
 
@@ -118,7 +140,7 @@ class FanOut:
 
     def start(self, session: Session) -> None:
         """Start every sink."""
-        self._each(lambda sink: sink.start(session))
+        self._each(lambda sink: sink.start(session), set_up=True)
 
     def write(self, result: AuditResult) -> None:
         """Give every sink the result."""
@@ -132,13 +154,14 @@ class FanOut:
         """End every sink."""
         self._each(lambda sink: sink.end(error))
 
-    def _each(self, call: Callable[[Sink], None]) -> None:
+    def _each(self, call: Callable[[Sink], None], set_up: bool = False) -> None:
         for sink in tuple(self._sinks):
             try:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                if self._on_error == "raise":
+                # A run that cannot be gone on with is a mistake in the set-up: its old records would pass for new ones.
+                if self._on_error == "raise" or (set_up and isinstance(error, RecordError)):
                     raise
                 warnings.warn(
                     f"bias-audit: {type(sink).__name__} failed and is left out from now on; training goes on: {error}",

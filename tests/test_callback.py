@@ -345,8 +345,8 @@ def test_validating_a_checkpoint_does_not_touch_its_run(tmp_path: Path) -> None:
 
 
 @needs_averaging
-@pytest.mark.parametrize(("audit_first", "expected"), [(True, "ema"), (False, "raw")])
-def test_which_weights_an_audit_saw_is_recorded(tmp_path: Path, audit_first: bool, expected: str) -> None:
+@pytest.mark.parametrize(("audit_first", "expected"), [(True, ["ema"]), (False, ["raw", "ema"])])
+def test_which_weights_an_audit_saw_is_recorded(tmp_path: Path, audit_first: bool, expected: list[str]) -> None:
     seen: list[torch.Tensor] = []
 
     class Spy:
@@ -366,8 +366,10 @@ def test_which_weights_an_audit_saw_is_recorded(tmp_path: Path, audit_first: boo
 
     order = [auditing, averaging] if audit_first else [averaging, auditing]
     fit(trainer(tmp_path, *order, Raw(), max_epochs=1), net)
-    assert [a.weights for a in read_run(tmp_path / "run").audits] == [expected]
-    assert torch.equal(seen[0], raw[-1]) == (expected == "raw")
+    assert [a.weights for a in read_run(tmp_path / "run").audits] == expected
+    assert torch.equal(seen[0], raw[-1]) == (expected[0] == "raw")
+    # The last audit is of the weights that training leaves in the model.
+    assert torch.equal(seen[-1], net.head[0].weight)
 
 
 # What goes wrong.
@@ -496,3 +498,39 @@ def test_tensorboard_directory(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="tb")
     fit(trainer(tmp_path, callback(tmp_path, dirpath=None), logger=logger, max_epochs=1))
     assert (Path(logger.log_dir) / "bias_audit" / "manifest.json").exists()
+
+
+# An earlier run in the same place is no evidence of this one.
+
+
+class CrashAtOnce(pl.Callback):
+    def on_train_batch_start(self, *_: Any) -> None:
+        raise MemoryError("at once")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_training_that_crashes_before_its_first_audit_does_not_pass_on_an_old_run(
+    tmp_path: Path, resumed: bool
+) -> None:
+    first = trainer(tmp_path, callback(tmp_path, policy=NEVER))
+    fit(first)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    assert run_gate(read_run(tmp_path / "run")).outcome is Outcome.HELD
+    again = trainer(tmp_path, callback(tmp_path, policy=NEVER, reference=False), CrashAtOnce(), max_epochs=4)
+    with pytest.raises(MemoryError):
+        fit(again, ckpt_path=tmp_path / "a.ckpt" if resumed else None)
+    assert run_gate(read_run(tmp_path / "run")).outcome is Outcome.INCONCLUSIVE
+
+
+def test_another_audit_set_cannot_go_on_with_a_run(tmp_path: Path) -> None:
+    first = trainer(tmp_path, callback(tmp_path))
+    fit(first)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    other = BiasAuditCallback(audit_set(2, seed=99), dirpath=tmp_path / "run")
+    with pytest.raises(ValueError, match="cannot be resumed: its fingerprint"):
+        fit(trainer(tmp_path, other, max_epochs=4), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_every_epoch_without_validation(tmp_path: Path) -> None:
+    fit(trainer(tmp_path, callback(tmp_path, every_n_epochs=1)), validate=False)
+    assert audited(tmp_path / "run") == [("reference", 0), ("epoch", 4), ("epoch", 8)]

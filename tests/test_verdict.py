@@ -331,9 +331,10 @@ def test_which_estimates_a_rule_is_about() -> None:
     assert values("energy_share", region="hair", **{"class": "each"}) == [0.3, 0.4]
     assert values("energy_share", region="hair", group="gender") == [0.5, 0.6]
     assert values("energy_share", region="hair", group="gender=female") == [0.5]
-    assert values("energy_share", region="hair", group="gender", **{"class": "each"}) == [0.7]
+    # Three of the four cells have no image: each is a doubt of its own.
+    assert values("energy_share", region="hair", group="gender", **{"class": "each"}) == [0.7, None, None, None]
     assert values("accuracy") == [0.15]
-    assert values("accuracy", group="gender") == [0.25]
+    assert values("accuracy", group="gender") == [0.25, None]
     assert values("accuracy_gap", group="gender") == [0.35]
     assert values("accuracy_gap", group="gender", **{"class": "each"}) == [0.45]
     assert values("worst_group_accuracy", group="gender") == [0.55]
@@ -353,6 +354,20 @@ def test_a_rule_that_matches_nothing_is_inconclusive() -> None:
     assert check.outcome is judgement.outcome is UNKNOWN and "no estimate of this kind" in check.message
     without_cue = judge([*GAPS["no"]], NO_CUE, Policy())
     assert without_cue.outcome is UNKNOWN
+
+
+def test_a_class_without_an_image_is_a_doubt() -> None:
+    def accuracy(class_name: str | None) -> Estimate:
+        return Estimate("accuracy", 0.9, 0.85, 0.95, 50, class_name=class_name)
+
+    clean = (*LOOKS["no"], *GAPS["no"])
+    shown = found((*clean, accuracy(None), accuracy("doctor"), accuracy("nurse")))
+    assert shown["hair"].verdict is CLEARED
+    unseen = found((*clean, accuracy(None), accuracy("doctor")))
+    assert unseen["hair"].verdict is INCONCLUSIVE and "no image of nurse" in unseen["hair"].sentence
+    rule = {"metric": "accuracy", "class": "each", "min": 0.5}
+    assert outcomes(rule, (accuracy("doctor"), accuracy("nurse"))) == [HELD, HELD]
+    assert outcomes(rule, (accuracy("doctor"),)) == [HELD, UNKNOWN]
 
 
 def test_a_role_covers_each_of_its_regions() -> None:

@@ -64,6 +64,11 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
         (True, True)
     """
     model = unwrap(model)
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has lazy parameters that no batch has shaped yet: run one batch through it first, "
+            "because shaping them draws the random numbers that training would draw"
+        )
     # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which is theirs
     # to decide and ours not to trigger.
     modes = [(module, module.training) for module in model.modules()]

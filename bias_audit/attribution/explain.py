@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bias_audit.attribution.cam import Formula, Sign, check_sign, formula
 from bias_audit.attribution.capture import as_the_model_takes_them, borrowed, capture
 from bias_audit.attribution.layers import find_layer
-from bias_audit.attribution.targets import ClassLogit, Target, predicted_logit
+from bias_audit.attribution.targets import BinaryLogit, ClassLogit, Target, predicted_logit
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def _as_target(target: Tensor | Target | None, batch: int) -> Target:
     classes = target
 
     def checked(outputs: Tensor) -> Tensor:
-        check_classes(classes, outputs.shape[1])
-        return ClassLogit(classes)(outputs)
+        one_logit = outputs.shape[1] == 1
+        check_classes(classes, 2 if one_logit else outputs.shape[1])
+        return (BinaryLogit if one_logit else ClassLogit)(classes)(outputs)
 
     return checked
 

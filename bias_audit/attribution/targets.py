@@ -43,8 +43,8 @@ class ClassMargin:
 
 
 def predicted_logit(outputs: Tensor) -> Tensor:
-    """The logit of the predicted class, `(B,)`."""
-    return outputs.amax(dim=1)
+    """The logit of the predicted class, `(B,)`; of a head with one logit, the logit turned for class 0."""
+    return outputs[:, 0].abs() if outputs.shape[1] == 1 else outputs.amax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class BinaryLogit:
-    """The score of a head with one logit, `(B,)` or `(B, 1)`, turned for images whose class is 0.
+    """The score of a head with one logit, `(B, 1)`, turned for images whose class is 0.
 
     `classes` is int64 `(B,)` of 0 and 1: the logit speaks for class 1.
     """

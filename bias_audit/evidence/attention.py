@@ -88,6 +88,9 @@ def _estimates(group: list[Cell], columns: list[_Column], seed: int) -> Iterator
         n = int(counts[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)
         reason = "" if n else f"no image with {c.region} and a heatmap that is not silent"
+        if c.metric == "pointing_game" and n > 1 and value[i] in (0.0, 1.0):
+            # Resampling images that all hit, or all miss, gives no width either.
+            numbers = wilson(round(float(value[i]) * n), n)
         if n == 1:
             # Resampling one image gives it again: an interval of no width, which would look certain.
             numbers, reason = (float(value[i]), None, None), "one image gives no interval"

@@ -29,11 +29,11 @@ def performance(
     the worst value's accuracy, within a class and over all: within a class it is the difference that equalized odds
     forbids. Their `n` is that of the smallest group compared.
 
-    `correct` is bool `(N,)`, `attributes` `(N, A)` text in the order of `subjects.attributes`. Images that are not
-    `decided`, bool `(N,)`, are left out; a group of which none is decided is unmeasured, never absent.
+    `correct` is bool `(N,)`, `attributes` `(N, A)` text in the order of `subjects.attributes`. A group with an
+    image that is not `decided`, bool `(N,)`, is unmeasured.
     """
     all_cells = list(cells(labels, attributes, subjects))
-    counts = {(c.class_name, c.group): _count(correct[c.members & decided]) for c in all_cells}
+    counts = {(c.class_name, c.group): _count(correct[c.members], decided[c.members]) for c in all_cells}
     classes = [c.class_name for c in all_cells if c.class_name is not None and c.group is None]
     found = [_accuracy(cell, *counts[cell.class_name, cell.group]) for cell in all_cells]
     for attribute, values in subjects.attributes:
@@ -43,18 +43,19 @@ def performance(
     return tuple(found)
 
 
-def _count(correct: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    return int(correct.sum()), len(correct)
+def _count(correct: npt.NDArray[np.bool_], decided: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Hits and images; none where an output is not finite: leaving such images out would flatter the rest."""
+    return (int(correct.sum()), len(correct)) if decided.all() else (0, 0)
 
 
 def _accuracy(cell: Cell, hits: int, n: int) -> Estimate:
     if n == 0:
-        return _unmeasured("accuracy", cell.group, cell.class_name, f"no image {_FINITE}")
+        return _unmeasured("accuracy", cell.group, cell.class_name, f"an image {_NOT_FINITE}")
     return Estimate("accuracy", *wilson(hits, n), n, class_name=cell.class_name, group=cell.group)
 
 
 Count = tuple[int, int] | None
-_FINITE = "for which the model's output is finite"
+_NOT_FINITE = "for which the model's output is not finite"
 
 
 def _worst_group(attribute: str, counts: list[Count]) -> Estimate:
@@ -63,7 +64,7 @@ def _worst_group(attribute: str, counts: list[Count]) -> Estimate:
         return _unmeasured("worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image")
     if any(n == 0 for _, n in known):
         return _unmeasured(
-            "worst_group_accuracy", attribute, None, f"a class x {attribute} group has no image {_FINITE}"
+            "worst_group_accuracy", attribute, None, f"a class x {attribute} group has an image {_NOT_FINITE}"
         )
     # The minimum over groups lies between the least lower and the least upper bound.
     value, low, high = (min(bound) for bound in zip(*(wilson(*count) for count in known), strict=True))
@@ -78,14 +79,11 @@ def _gap(attribute: str, class_name: str | None, counts: dict[str, Count]) -> Es
         return _unmeasured("accuracy_gap", attribute, class_name, reason)
     undecided = [group for group, count in counts.items() if count is not None and count[1] == 0]
     if undecided:
-        reason = f"no image {_FINITE} where {', '.join(undecided)}"
+        reason = f"an image {_NOT_FINITE} where {', '.join(undecided)}"
         return _unmeasured("accuracy_gap", attribute, class_name, reason)
-    pairs = list(combinations(known, 2))
-    best, worst = max(pairs, key=lambda pair: abs(pair[0][0] / pair[0][1] - pair[1][0] / pair[1][1]))
-    if best[0] / best[1] < worst[0] / worst[1]:
-        best, worst = worst, best
+    pairs = [sorted(pair, key=lambda count: (count[0] / count[1], count)) for pair in combinations(known, 2)]
     # The widest of several gaps was chosen after looking: Bonferroni over the pairs it was chosen from.
-    value, low, high = newcombe(best, worst, 1 - 0.05 / len(pairs))
+    value, low, high = max(newcombe(best, worst, 1 - 0.05 / len(pairs)) for worst, best in pairs)
     n = min(n for _, n in known)
     return Estimate("accuracy_gap", value, low, high, n, class_name=class_name, group=attribute)
 
