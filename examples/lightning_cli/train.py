@@ -56,4 +56,4 @@ class Classifier(pl.LightningModule):
 
 
 if __name__ == "__main__":
-    LightningCLI(Classifier, Scenes)
+    LightningCLI(Classifier, Scenes, save_config_kwargs={"overwrite": True})
