@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test lint types examples wheel clean
+.PHONY: demo test test-all lint types examples bench wheel clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -12,11 +13,18 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/bias-audit demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -29,6 +37,10 @@ examples: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/coco_people.py
 	$(BIN)/python examples/lightning_cli/train.py fit --config examples/lightning_cli/config.yaml
+
+# Time and memory beside other packages, into benchmarks/results/. It wants an idle machine.
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The built wheel in a clean environment: it must hold everything, and no top-level `callbacks`.
 wheel: $(INSTALLED)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,26 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import FORMULAS, Sign, check_sign
-from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture, unwrap
-from bias_audit.attribution.explain import upsample
-from bias_audit.attribution.layers import find_layer
+from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture, logits_of, unwrap
+from bias_audit.attribution.explain import check_logits
+from bias_audit.attribution.layers import Forward, call, find_layer
+from bias_audit.attribution.methods import find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
 from bias_audit.data.samples import AuditBatch, AuditDataset
 from bias_audit.evidence.attention import attention
+from bias_audit.evidence.fitness import Explained, carried, fitness, fitness_estimates
 from bias_audit.evidence.performance import performance
 from bias_audit.localization import (
+    PixelRegions,
     ProjectedRegions,
-    Scored,
     energy_share,
     enrichment,
-    iou,
-    pointing_game,
+    label_pixels,
     project_regions,
-    relevance_rank_accuracy,
+    score_maps,
     with_remainder,
 )
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet, now
+from bias_audit.records import AuditResult, AuditSummary, Manifest, RunDirectory, SampleScores, SampleSheet, now
 from bias_audit.terms import REMAINDER, Estimate
 from bias_audit.verdict import judge
 
@@ -64,7 +65,8 @@ class AuditPlan:
     """How to audit.
 
     Args:
-        layer: name of the submodule to explain; by default the last with a feature map.
+        layer: name of the submodule to explain; by default the last whose output keeps the image's places.
+        methods: names of the explanation methods, each a formula on one layer's activations and gradients.
         target: which score: "margin" (the label's logit minus the largest other), "label" (the label's logit),
             "predicted" (the predicted class's), or a function from labels `(B,)` to a target.
         sign: "positive", "negative" (what speaks against the score) or "absolute".
@@ -73,12 +75,18 @@ class AuditPlan:
         seed: of that draw and of every resampling.
         iou_threshold: share of a map's maximum above which a pixel counts, for `iou`.
         pointing_tolerance: pixels by which the maximum may miss a region, for `pointing_game`.
+        forward_fn: `forward_fn(model, images)` gives the outputs; by default `model(images)`.
+        fitness_samples: of the audited images so many, drawn once, on which the explanation methods themselves are
+            tested (see `evidence.fitness`), at about a hundred forwards each; 0 for no test. Without one every method
+            counts as fit.
+        fitness_every: audits after which they are tested anew; those between carry the last test's numbers on.
 
     Raises:
         ValueError: a value out of its range; the message names it.
     """
 
     layer: str | None = None
+    methods: tuple[str, ...] = METHODS
     target: TargetName | TargetOfLabels = "margin"
     sign: Sign = "positive"
     batch_size: int = 32
@@ -86,16 +94,28 @@ class AuditPlan:
     seed: int = 0
     iou_threshold: float = 0.15
     pointing_tolerance: int = 0
+    forward_fn: Forward = call
+    fitness_samples: int = 16
+    fitness_every: int = 10
 
     def __post_init__(self) -> None:
         check_sign(self.sign)
         if self.sign == "signed":
             raise ValueError("an audit measures shares of energy, which signed maps do not have: use another sign")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"expected methods, each once, got {self.methods}")
+        for method in self.methods:
+            if find_method(method).formula is None:
+                raise ValueError(
+                    f"{method} makes forward passes of its own: an audit takes {', '.join(FORMULAS)}; use `explain`"
+                )
+            find_method(method).check_sign(self.sign)
         if not callable(self.target) and self.target not in get_args(TargetName):
             raise ValueError(f"unknown target {self.target!r}: expected one of {', '.join(get_args(TargetName))}")
-        for name in ("batch_size", "max_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {"batch_size": 1, "max_samples": 1, "fitness_samples": 0, "fitness_every": 1}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"{name} must be at least {limit}, got {getattr(self, name)}")
         if not 0 <= self.iou_threshold < 1:
             raise ValueError(f"iou_threshold must lie in [0, 1), got {self.iou_threshold}")
         if self.pointing_tolerance < 0:
@@ -132,29 +152,30 @@ class BatchScores(NamedTuple):
     margin: Tensor
 
 
+# Of each of these, the axis that counts samples.
+_SAMPLE_AXES = (2, 1, 1, 0, 0, 0)
+
+
 def score_batch(
-    taken: Capture, masks: Tensor, labels: Tensor, regions: ProjectedRegions, plan: AuditPlan
+    taken: Capture, labels: Tensor, projected: ProjectedRegions, regions: PixelRegions, plan: AuditPlan
 ) -> BatchScores:
-    """Every score of a batch by every method; `masks` bool `(B, R + 1, H, W)` with the remainder last."""
-    by_method = [FORMULAS[method](taken.activations, taken.gradients, plan.sign) for method in METHODS]
-    values = torch.stack([_localized(maps, masks, regions, plan) for maps in by_method], dim=1)
-    stacked = torch.stack(by_method)
-    magnitude = stacked.amax(dim=(2, 3))
-    scaled = stacked / torch.where(magnitude > 0, magnitude, 1)[:, :, None, None]
-    areas = torch.where(regions.area > 0, regions.area, torch.nan)
+    """Every score of a batch by every method; the regions, of which the remainder is the last, in both their forms."""
+    maps = _maps(taken, plan)
+    magnitude = maps.flatten(2).amax(dim=2)
+    scaled = maps / torch.where(magnitude > 0, magnitude, 1).view(*maps.shape[:2], *(1 for _ in maps.shape[2:]))
+    areas = torch.where(projected.area > 0, projected.area, torch.nan)
+    values = _localized(maps, projected, regions, plan)
     return BatchScores(values, scaled.half(), magnitude, areas, *_decisions(taken.outputs, labels))
 
 
-def _localized(maps: Tensor, masks: Tensor, regions: ProjectedRegions, plan: AuditPlan) -> Tensor:
-    share = energy_share(maps, regions)
-    pixels = upsample(maps, (masks.shape[2], masks.shape[3]))
-    scored: tuple[Scored, ...] = (
-        share,
-        enrichment(share, regions.area),
-        pointing_game(pixels, masks, plan.pointing_tolerance),
-        iou(pixels, masks, plan.iou_threshold),
-        relevance_rank_accuracy(pixels, masks),
-    )
+def _maps(taken: Capture, plan: AuditPlan) -> Tensor:
+    """The maps by each method, `(M, B, h, w)`."""
+    return torch.stack([FORMULAS[method](taken.activations, taken.gradients, plan.sign) for method in plan.methods])
+
+
+def _localized(maps: Tensor, projected: ProjectedRegions, regions: PixelRegions, plan: AuditPlan) -> Tensor:
+    share = energy_share(maps, projected)
+    scored = (share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold))
     return torch.stack([torch.where(s.valid, s.value, torch.nan) for s in scored])
 
 
@@ -200,7 +221,9 @@ class Auditor:
         self.samples_available = len(audit_set)
         self.audit_set = audit_set.subset(self.plan.max_samples, self.plan.seed)
         self.layer = self.plan.layer
-        self._projected: dict[tuple[tuple[int, ...], torch.Size, torch.device], ProjectedRegions] = {}
+        self._regions: dict[
+            tuple[tuple[int, ...], torch.Size, torch.device], tuple[ProjectedRegions, PixelRegions]
+        ] = {}
 
     @cached_property
     def _sheet_and_fingerprint(self) -> tuple[SampleSheet, str]:
@@ -220,7 +243,7 @@ class Auditor:
         if self.layer is None:
             with borrowed(model) as lent, forward_context():
                 images = self.audit_set.batch([0], _device_of(model)).images
-                self.layer = find_layer(lent, as_the_model_takes_them(lent, images))
+                self.layer = find_layer(lent, as_the_model_takes_them(lent, images), self.plan.forward_fn)
 
     def manifest(self, model: nn.Module) -> Manifest:
         """What this auditor audits and how; after `prepare` or the first `run`, which find the layer.
@@ -235,7 +258,7 @@ class Auditor:
             tool=f"bias-audit {version('bias-audit')}",
             model=type(unwrap(model)).__name__,
             layer=self.layer,
-            methods=METHODS,
+            methods=self.plan.methods,
             target=self.plan.target_name,
             sign=self.plan.sign,
             subjects=self.audit_set.subjects,
@@ -255,6 +278,8 @@ class Auditor:
         weights: str = "raw",
         trigger: str = "manual",
         reference: SampleScores | None = None,
+        previous: AuditSummary | None = None,
+        scored: list[BatchScores] | None = None,
         forward_context: ForwardContext = nullcontext,
         progress: Progress = _no_progress,
     ) -> AuditResult:
@@ -263,6 +288,11 @@ class Auditor:
         Args:
             step, epoch, weights, trigger: when, which weights ("raw" or "ema") and why, for the record.
             reference: the scores of the same samples at an earlier audit, for `energy_share_gain`.
+            previous: the audit before this one, whose test of the explanation methods is carried on until
+                `fitness_every` audits rest on it; without one they are tested now. Before training (`trigger`
+                "reference") they are not: there is nothing yet that their maps could show.
+            scored: the scores of every sample, in order, where a `RideAlong` has taken them from forward passes of the
+                user's; by default the passes are made here.
             forward_context: what the model's forward runs in, such as its autocast.
             progress: called with (images done, images in all) after each batch.
 
@@ -272,29 +302,39 @@ class Auditor:
         """
         started = time.monotonic()
         device = _device_of(model)
-        size = self.plan.batch_size
-        batches: list[BatchScores] = []
         self.prepare(model, forward_context)
-        assert self.layer is not None
         with borrowed(model) as lent:
-            for start in range(0, len(self.audit_set), size):
-                batch = self.audit_set.batch(range(start, min(start + size, len(self.audit_set))), device)
-                with forward_context():
-                    taken = capture(lent, batch.images, self._checked_target(batch), self.layer)
-                batches.append(self._score(taken, batch))
-                progress(min(start + size, len(self.audit_set)), len(self.audit_set))
+            batches = scored or self._scored(lent, device, forward_context, progress)
+            tested = carried(previous.estimates, self.plan.fitness_every) if previous is not None else ()
+            if not tested and trigger != "reference" and self.plan.fitness_samples:
+                tested = self._fitness(lent, device, forward_context)
         scores = self._collect(batches)
-        estimates = self._estimates(scores, reference)
+        estimates = (*self._estimates(scores, reference), *tested)
         judgement = judge(estimates, self.audit_set.subjects, self.policy)
         seconds = time.monotonic() - started
         return AuditResult(step, epoch, weights, now(), seconds, estimates, judgement, trigger, scores=scores)
 
+    def _scored(
+        self, lent: nn.Module, device: torch.device, forward_context: ForwardContext, progress: Progress
+    ) -> list[BatchScores]:
+        """The scores of every sample, from forward passes over the audit set."""
+        layer, size, count = self.layer, self.plan.batch_size, len(self.audit_set)
+        assert layer is not None
+        batches: list[BatchScores] = []
+        for start in range(0, count, size):
+            batch = self.audit_set.batch(range(start, min(start + size, count)), device)
+            with forward_context():
+                taken = capture(lent, batch.images, self._checked_target(batch), layer, forward=self.plan.forward_fn)
+            batches.append(self.score(taken, batch.labels, batch.masks, batch.indices))
+            progress(min(start + size, count), count)
+        return batches
+
     def _checked_target(self, batch: AuditBatch) -> Target:
         target = self.plan.target_of(batch.labels)
 
-        def checked(outputs: Tensor) -> Tensor:
-            if outputs.ndim == 2:
-                self._check_labels(batch, 2 if outputs.shape[1] == 1 else outputs.shape[1])
+        def checked(outputs: Any) -> Tensor:
+            check_logits(outputs)
+            self._check_labels(batch, 2 if outputs.shape[1] == 1 else outputs.shape[1])
             return target(outputs)
 
         return checked
@@ -308,22 +348,36 @@ class Auditor:
                     f"{classes} classes, 0 to {classes - 1}"
                 )
 
-    def _score(self, taken: Capture, batch: AuditBatch) -> BatchScores:
-        masks = with_remainder(batch.masks)
-        size = taken.activations.shape[2:]
-        key = (batch.indices, size, masks.device)
-        if key not in self._projected:
-            self._projected[key] = project_regions(masks, (size[0], size[1]))
-        return score_batch(taken, masks, batch.labels, self._projected[key], self.plan)
+    def score(self, taken: Capture, labels: Tensor, masks: Tensor, places: tuple[int, ...]) -> BatchScores:
+        """Every score of the samples at `places` in the audit set, on the model's device.
+
+        Their regions are projected once and kept, as far as each sample comes in at most two batches: the audit's own
+        and the validation's that it rides along with.
+        """
+        key = (places, taken.activations.shape[2:], masks.device)
+        regions = self._regions.get(key)
+        if regions is None:
+            covered = with_remainder(masks)
+            projected = project_regions(covered, key[1])
+            regions = projected, label_pixels(covered, self.plan.pointing_tolerance)
+            if sum(len(kept[0]) for kept in self._regions) + len(places) <= 2 * len(self.audit_set):
+                self._regions[key] = regions
+        return score_batch(taken, labels, *regions, self.plan)
+
+    def in_order(self, batches: list[BatchScores], places: list[int]) -> list[BatchScores]:
+        """The scores of samples that came in the order `places` in the order of the audit set, as one batch."""
+        order = torch.tensor(places).argsort()
+        parts = zip(zip(*batches, strict=True), _SAMPLE_AXES, strict=True)
+        return [BatchScores(*(torch.cat(p, dim=axis).index_select(axis, order.to(p[0].device)) for p, axis in parts))]
 
     def _collect(self, batches: list[BatchScores]) -> SampleScores:
         values, maps, magnitude, areas, predictions, margin = (
             torch.cat(parts, dim=axis).cpu().numpy()
-            for parts, axis in zip(zip(*batches, strict=True), (2, 1, 1, 0, 0, 0), strict=True)
+            for parts, axis in zip(zip(*batches, strict=True), _SAMPLE_AXES, strict=True)
         )
         return SampleScores(
             metrics=METRICS,
-            methods=METHODS,
+            methods=self.plan.methods,
             regions=(*(name for name, _ in self.audit_set.subjects.regions), REMAINDER),
             ids=self.audit_set.ids,
             labels=self.audit_set.labels,
@@ -334,6 +388,37 @@ class Auditor:
             maps=maps,
             magnitude=magnitude,
         )
+
+    def _fitness(self, lent: nn.Module, device: torch.device, forward_context: ForwardContext) -> tuple[Estimate, ...]:
+        """The explanation methods tested on the model as it is now."""
+        drawn = self.audit_set.subset(self.plan.fitness_samples, self.plan.seed)
+        # What was predicted on the whole image is explained of each of its variants.
+        predicts = self.plan.target == "predicted"
+        target_of = replace(self.plan, target="label").target_of if predicts else self.plan.target_of
+        layer = self.layer
+        assert layer is not None
+
+        def maps(images: Tensor, classes: Tensor) -> Tensor:
+            with forward_context():
+                taken = capture(lent, images, target_of(classes), layer, forward=self.plan.forward_fn)
+            return _maps(taken, self.plan)
+
+        def outputs(images: Tensor) -> Tensor:
+            with forward_context():
+                logits: Tensor = logits_of(self.plan.forward_fn(lent, as_the_model_takes_them(lent, images)))
+            return logits.float()
+
+        explained = Explained(
+            self.plan.methods, maps, outputs, lambda logits, classes: target_of(classes)(logits), self.plan.sign
+        )
+        values = []
+        size = self.plan.batch_size
+        for start in range(0, len(drawn), size):
+            batch = drawn.batch(range(start, min(start + size, len(drawn))), device)
+            classes = _decisions(outputs(batch.images), batch.labels)[0].clamp(min=0) if predicts else batch.labels
+            seeds = [self.plan.seed + i for i in batch.indices]
+            values.append(fitness(lent, explained, batch.images, classes, seeds, size))
+        return fitness_estimates(torch.cat(values, dim=2).cpu().numpy(), self.plan.methods, self.plan.seed)
 
     def _estimates(self, scores: SampleScores, reference: SampleScores | None) -> tuple[Estimate, ...]:
         attributes, subjects = self.audit_set.attribute_table, self.audit_set.subjects

@@ -16,17 +16,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bias_audit.terms import (
+    EXPLAINER_METRICS,
     GROUP_METRICS,
     REGION_METRICS,
     REMAINDER,
     ROLES,
+    ExplainerMetric,
     GroupMetric,
     RegionMetric,
     Subjects,
     Verdict,
 )
 
-Metric = Literal[RegionMetric, GroupMetric, "verdict"]
+Metric = Literal[RegionMetric, GroupMetric, ExplainerMetric, "verdict"]
 
 
 class _Strict(BaseModel):
@@ -39,7 +41,8 @@ class Rule(_Strict):
     `region` names a region, or a role (`spurious`, `object`, `context`) for each region in it. `class` names a class,
     or `each`; without it the rule is about all classes together. `group` is `attribute=value`, or an attribute for
     each of its values; `accuracy_gap` and `worst_group_accuracy` take the attribute itself. Without `method` a rule
-    must hold for each explanation method.
+    must hold for each explanation method that is fit. Metrics of the methods themselves, such as
+    `occlusion_correlation`, take `method` only, and their small sample is enough unless `min_samples` says otherwise.
 
     A limit is violated only if the whole interval lies beyond it, and held only if the whole interval lies within.
     """
@@ -80,6 +83,10 @@ class Rule(_Strict):
             )
         if self.metric in GROUP_METRICS and self.region is not None:
             raise ValueError(f"`{self.metric}` is not measured on a region: remove `region`")
+        if self.metric in EXPLAINER_METRICS and (self.region or self.class_name or self.group):
+            raise ValueError(
+                f"`{self.metric}` is measured on an explanation method: remove `region`, `class` and `group`"
+            )
         if self.metric in ("accuracy_gap", "worst_group_accuracy") and self.group is None:
             raise ValueError(f"a rule on `{self.metric}` needs `group`: the attribute whose values are compared")
         if self.metric == "worst_group_accuracy" and self.class_name is not None:
@@ -103,10 +110,14 @@ class Tolerance(_Strict):
 
     `enrichment`: a spurious region is looked at if its share of the heatmap, over the share of area, lies above this
     (1 = what area alone gives). `accuracy_gap`: accuracy of the best minus the worst group within a class.
+    `randomisation_similarity`: an explanation method is unfit if its maps, by the ranks of their places, correlate by
+    more than this with its maps of the same model with random weights (arXiv 1810.03292). At 0.7, the root of one
+    half, half of what a map shows is there without anything that the model has learned.
     """
 
     enrichment: Annotated[float, Field(gt=0)] = 1.0
     accuracy_gap: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    randomisation_similarity: Annotated[float, Field(gt=0, lt=1)] = 0.7
 
 
 _DEFAULT_RULES = (

@@ -24,8 +24,17 @@ RegionMetric = Literal[
     "coverage",
 ]
 GroupMetric = Literal["accuracy", "worst_group_accuracy", "accuracy_gap"]
+ExplainerMetric = Literal[
+    "occlusion_correlation",
+    "insertion_auc",
+    "insertion_gain",
+    "deletion_auc",
+    "deletion_gain",
+    "randomisation_similarity",
+]
 REGION_METRICS: tuple[RegionMetric, ...] = get_args(RegionMetric)
 GROUP_METRICS: tuple[GroupMetric, ...] = get_args(GroupMetric)
+EXPLAINER_METRICS: tuple[ExplainerMetric, ...] = get_args(ExplainerMetric)
 
 
 class Verdict(StrEnum):
@@ -52,6 +61,8 @@ class Estimate:
     `region`, `class_name`, `group` and `method` say what it was measured on; None means "over all". `group` is
     `"attribute=value"`, or `"attribute"` for metrics that compare an attribute's values (`accuracy_gap`,
     `worst_group_accuracy`). `value`, `low` and `high` are None where nothing could be measured; `reason` says why.
+    `age` is how many audits ago it was measured: 0 but for the fitness of an explanation method, which is not measured
+    at every audit.
     """
 
     metric: str
@@ -64,6 +75,7 @@ class Estimate:
     group: str | None = None
     method: str | None = None
     reason: str = ""
+    age: int = 0
 
     @property
     def measured(self) -> bool:
@@ -87,7 +99,8 @@ class Estimate:
     def __str__(self) -> str:
         if not self.measured:
             return f"{self.subject}: not measured ({self.reason or 'no valid image'})"
-        return f"{self.subject}: {self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+        ago = f", {self.age} audit{'' if self.age == 1 else 's'} ago" if self.age else ""
+        return f"{self.subject}: {self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}{ago}"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ Neither torch nor NumPy is imported: the gate judges anew, and must start in a b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bias_audit.policy import Policy, Rule
-from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
+from bias_audit.terms import EXPLAINER_METRICS, REGION_METRICS, ROLES, Estimate, Outcome, Subjects, Verdict
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,41 @@ class Judgement:
         return tuple(c for c in self.checks if c.severity == "error" and c.outcome is Outcome.VIOLATED)
 
 
+@dataclass(frozen=True)
+class Explainer:
+    """Whether an explanation method's maps depend on the model's weights, and so are evidence of what it learned.
+
+    `fit` is True, False (the method is unfit), or None where `similarity`, to maps with random weights, leaves it open.
+    """
+
+    method: str
+    fit: bool | None
+    similarity: Estimate
+
+    @property
+    def doubt(self) -> str:
+        """Why its maps are no evidence."""
+        if not self.similarity.measured:
+            reason = self.similarity.reason or "it was not measured"
+            return f"whether the {self.method} maps depend on the model's weights is unknown: {reason}"
+        alike = f"with random weights they are much the same (rank correlation {_interval(self.similarity)})"
+        if self.fit is None:
+            return f"whether the {self.method} maps depend on the model's weights is open: {alike}?"
+        return f"the {self.method} maps are unfit as evidence: {alike}"
+
+
+def explainers(estimates: Iterable[Estimate], policy: Policy) -> tuple[Explainer, ...]:
+    """The explanation methods whose fitness was measured: fit if the whole interval lies within the tolerance."""
+    limit, found = policy.tolerance.randomisation_similarity, []
+    for e in estimates:
+        if e.metric == "randomisation_similarity" and e.method is not None:
+            fit = None
+            if e.low is not None and e.high is not None and e.measured:
+                fit = True if e.high <= limit else False if e.low > limit else None
+            found.append(Explainer(e.method, fit, e))
+    return tuple(found)
+
+
 def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> Judgement:
     """Findings and rule outcomes for one audit's estimates.
 
@@ -109,9 +144,18 @@ class _Answer:
 
 def _attention(estimates: Sequence[Estimate], region: str, subjects: Subjects, policy: Policy) -> _Answer:
     mine = [e for e in estimates if e.metric == "enrichment" and e.region == region and e.group is None]
-    return _exceeds(
-        mine, policy.tolerance.enrichment, policy.min_samples, f"attention to {region}", _absent(estimates, subjects)
+    doubtful = {
+        x.method: x for x in explainers(estimates, policy) if not x.fit and any(e.method == x.method for e in mine)
+    }
+    fit = [e for e in mine if e.method not in doubtful]
+    answer = _exceeds(
+        fit, policy.tolerance.enrichment, policy.min_samples, f"attention to {region}", _absent(estimates, subjects)
     )
+    # An unfit method is no witness: the others speak without it. One that may be fit may have seen what they did not.
+    silenced = list(doubtful.values()) if not fit else [x for x in doubtful.values() if x.fit is None]
+    if answer.there or not silenced or (fit and answer.there is None):
+        return answer
+    return _Answer(None, silenced[0].similarity, "; ".join(x.doubt for x in silenced))
 
 
 def _performance(estimates: Sequence[Estimate], attribute: str, subjects: Subjects, policy: Policy) -> _Answer:
@@ -303,9 +347,12 @@ def _apply(
         checks = [_check_verdict(rule, f) for f in findings if f.kind == kind and f.name in names]
     else:
         wanted = _Wanted(rule, regions, subjects)
-        min_samples = rule.min_samples or policy.min_samples
+        # The fitness of a method is measured on a small sample on purpose.
+        min_samples = rule.min_samples or (1 if rule.metric in EXPLAINER_METRICS else policy.min_samples)
         found = [e for e in estimates if wanted.matches(e)]
-        checks = [_check_limit(rule, e, min_samples) for e in found]
+        checks = [
+            _check_limit(rule, e, min_samples, x) for e, x in _witnesses(rule, found, explainers(estimates, policy))
+        ]
         if found:
             checks += [_check_missing(rule, *names) for names in wanted.missing(found)]
     if checks:
@@ -354,12 +401,29 @@ def _check_missing(rule: Rule, region: str | None, class_name: str | None, group
     return Check(rule.title, nothing.subject, Outcome.INCONCLUSIVE, rule.severity, str(nothing), nothing)
 
 
-def _check_limit(rule: Rule, e: Estimate, min_samples: int) -> Check:
+def _witnesses(
+    rule: Rule, found: Sequence[Estimate], known: Sequence[Explainer]
+) -> Iterator[tuple[Estimate, Explainer | None]]:
+    """The estimates that a rule is checked on, each with its explanation method where that is not shown to be fit.
+
+    What an unfit method says is left out where another method speaks of the same, unless the rule asks for it.
+    """
+    doubtful = {x.method: x for x in known if not x.fit} if rule.metric in REGION_METRICS else {}
+    unfit = {method for method, x in doubtful.items() if x.fit is False}
+    heard = {(e.region, e.class_name, e.group) for e in found if e.method not in unfit}
+    for e in found:
+        if rule.method is not None or e.method not in unfit or (e.region, e.class_name, e.group) not in heard:
+            yield e, doubtful.get(e.method) if e.method is not None else None
+
+
+def _check_limit(rule: Rule, e: Estimate, min_samples: int, doubtful: Explainer | None) -> Check:
     def check(outcome: Outcome, why: str, limit: float | None = None) -> Check:
         return Check(rule.title, e.subject, outcome, rule.severity, f"{e}; {why}", e, limit)
 
     if not e.measured:
         return check(Outcome.INCONCLUSIVE, "nothing to compare")
+    if doubtful is not None:
+        return check(Outcome.INCONCLUSIVE, doubtful.doubt)
     assert e.low is not None and e.high is not None
     if e.n < min_samples:
         return check(Outcome.INCONCLUSIVE, f"fewer images than min_samples = {min_samples}")

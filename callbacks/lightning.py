@@ -16,13 +16,15 @@ from weakref import ref
 
 import pytorch_lightning
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from bias_audit.audit import Auditor, AuditPlan
 from bias_audit.callbacks.sinks import FanOut, LoggerSink, ReportSink, RunDirectorySink, Session, Sink, scalars
 from bias_audit.callbacks.wandb import WandbSink
 from bias_audit.data.samples import AuditDataset
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, RecordError, SampleScores, read_run
+from bias_audit.records import AuditResult, AuditSummary, RecordError, SampleScores, read_run
+from bias_audit.riding import RideAlong
 from bias_audit.rng import preserved_rng
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     once.
 
     Args:
-        audit_set: the annotated held-out images.
+        audit_set: the annotated held-out images; or "validation", where the validation DataLoader's data set is an
+            `AuditDataset` (with `collate_fn=AuditBatch.collate`, or with each batch holding an `AuditBatch`): then an
+            audit after a validation takes its activations from that validation's own forward passes.
         policy: what must hold: a `Policy`, a mapping, or the path of a YAML or TOML file.
         every_n_epochs, every_n_steps, every: audit less or more often: one of them. `every` is a timedelta, or a
             mapping of its arguments such as `{"minutes": 30}`.
@@ -79,7 +83,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def __init__(
         self,
-        audit_set: AuditDataset,
+        audit_set: AuditDataset | Literal["validation"],
         policy: Policy | str | Path | Mapping[str, Any] | None = None,
         *,
         every_n_epochs: int | None = None,
@@ -114,7 +118,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self.every = timedelta(**every) if isinstance(every, Mapping) else every
         if self.every is not None and self.every <= timedelta(0):
             raise ValueError(f"every must be longer than nothing, got {self.every}")
-        self.auditor = Auditor(audit_set, plan, policy)
+        if isinstance(audit_set, str) and audit_set != "validation":
+            raise ValueError(f'expected an AuditDataset or "validation" as audit set, got {audit_set!r}')
+        self.plan, self.policy = plan, Policy.load(policy)
+        self._auditor = None if isinstance(audit_set, str) else Auditor(audit_set, plan, self.policy)
+        self._ride: RideAlong | None = None
+        self._riding = isinstance(audit_set, str)
+        self._ridden = False
         self.on_violation, self.on_error, self.reference = on_violation, on_error, reference
         self.name, self.dirpath = name, None if dirpath is None else Path(dirpath)
         self.run_dir: Path | None = None
@@ -122,6 +132,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._wandb, self._more_sinks = wandb, tuple(sinks)
         self._sinks: FanOut | None = None
         self._reference_scores: SampleScores | None = None
+        self._previous: AuditSummary | None = None
         self._resume: tuple[Path, int] | None = None
         self._last_step = -1
         self._steps_seen = 0
@@ -130,6 +141,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._clock = time.monotonic()
         self._audited_epoch = -1
         self._warned: frozenset[str] = frozenset()
+
+    @property
+    def auditor(self) -> Auditor:
+        """What audits; with `audit_set="validation"` from the first audit on."""
+        if self._auditor is None:
+            raise RuntimeError("the audit set is that of the validation, which has not begun")
+        return self._auditor
 
     @property
     def state_key(self) -> str:
@@ -161,7 +179,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if self._trainer is None or self._trainer() is not trainer:
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
-            self._reference_scores, self._resume, self._last_step = None, None, -1
+            self._reference_scores, self._previous, self._resume, self._last_step = None, None, None, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the untrained model, unless training was resumed."""
@@ -185,16 +203,29 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 self._audit(trainer, pl_module, "time")
         self._steps_seen = trainer.global_step
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ride along with this validation, if an audit follows it and its batches carry the regions."""
+        self._ride = None
+        if self._riding and trainer.state.fn == "fit" and self._due_after_validation(trainer):
+            if self.run_dir is None:
+                self._take_up(trainer, pl_module)
+            self._ride = self._ride_along(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Get on."""
+        if self._ride is not None:
+            self._ride.begin(batch)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Get off."""
+        if self._ride is not None:
+            self._ride.end()
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit after each validation, or after the last of every n-th epoch."""
-        if trainer.sanity_checking:
-            return
-        if trainer.state.fn == "validate":
-            self._audit(trainer, pl_module, "validate")
-        elif self._by_validation:
-            self._audit(trainer, pl_module, "validation")
-        elif self._epoch_is_due(trainer) and trainer.is_last_batch:
-            self._audit(trainer, pl_module, "epoch")
+        trigger = self._due_after_validation(trainer)
+        if trigger:
+            self._audit(trainer, pl_module, trigger)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit after an epoch without validation."""
@@ -215,6 +246,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the sinks: what was measured before the exception stays, but is not the last word."""
+        if self._ride is not None:
+            self._ride.end()
+            self._ride = None
         if self._sinks is not None:
             self._sinks.end(f"{type(exception).__name__}: {exception}")
         self._broken_off = True
@@ -228,8 +262,46 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     def _by_validation(self) -> bool:
         return self.every_n_epochs is None and self.every_n_steps is None and self.every is None
 
+    def _due_after_validation(self, trainer: Trainer) -> str:
+        """The trigger of the audit after the present validation; "" if there is none."""
+        if trainer.sanity_checking:
+            return ""
+        if trainer.state.fn == "validate":
+            return "validate"
+        if self._by_validation:
+            return "validation"
+        return "epoch" if self._epoch_is_due(trainer) and trainer.is_last_batch else ""
+
+    def _ride_along(self, trainer: Trainer, pl_module: LightningModule) -> RideAlong | None:
+        if trainer.world_size > 1:
+            self._stop_riding("each of several ranks sees a part of the validation only")
+            return None
+        places = {name: place for place, name in enumerate(self.auditor.audit_set.ids)}
+        shown = _validated(trainer).ids
+        return RideAlong(
+            self.auditor,
+            pl_module,
+            {index: places[name] for index, name in enumerate(shown) if name in places},
+            trainer.precision_plugin.forward_context,
+            tried=self._ridden,
+        )
+
+    def _stop_riding(self, reason: str) -> None:
+        self._riding = False
+        warnings.warn(
+            f"bias-audit: cannot ride along with the validation ({reason}); audits make forward passes of their own, "
+            "which gives the same numbers and takes longer",
+            UserWarning,
+            stacklevel=2,
+        )
+
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _is_final(self, trainer: Trainer, trigger: str) -> bool:
+        """Whether the weights are those that training ends with, as far as is known, or no training's at all."""
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs and trainer.is_last_batch
+        return trigger in ("end", "validate", "test") or (trigger in ("validation", "epoch") and last_epoch)
 
     def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run directory and open the sinks, and take the reference from a run that is resumed.
@@ -241,20 +313,24 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = None
-        scores: SampleScores | None = None
+        scores, previous = None, None
         if self._resume is not None:
             try:
                 run = read_run(self._resume[0])
                 if run.audits and run.audits[0].trigger == "reference":
                     scores = run.scores(0)
+                previous = next((a for a in reversed(run.audits) if a.step <= self._resume[1]), None)
             except RecordError as error:
                 self._resume = None
                 warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+        if self._auditor is None:
+            self._auditor = Auditor(_validated(trainer), self.plan, self.policy)
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context)
         if trainer.is_global_zero and self._sinks is None:
             with preserved_rng():
                 self._sinks = self._open_sinks(trainer, pl_module)
         self._reference_scores = scores or self._reference_scores
+        self._previous = previous or self._previous
 
     def _audit(self, trainer: Trainer, pl_module: LightningModule, trigger: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -265,7 +341,12 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if trigger != "reference":
             self._audited_epoch = trainer.current_epoch
         failure: Exception | None = None
+        ride, self._ride = self._ride, None
         try:
+            scored = None if ride is None else ride.finish()
+            if ride is not None and scored is None:
+                self._stop_riding(ride.reason)
+            self._ridden = scored is not None
             result = self.auditor.run(
                 pl_module,
                 step=trainer.global_step,
@@ -273,6 +354,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 weights=self._weights(trainer, trigger),
                 trigger=trigger,
                 reference=self._reference_scores,
+                scored=scored,
+                # What training ends with is judged by a test of the explanation methods on just that.
+                previous=None if self._is_final(trainer, trigger) else self._previous,
                 forward_context=trainer.precision_plugin.forward_context,
             )
         except Exception as error:
@@ -287,7 +371,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             return
         if trigger == "reference":
             self._reference_scores = result.scores
-        self.last_result, self._last_step = result, result.step
+        self.last_result, self._previous, self._last_step = result, result, result.step
         self._hand_over(trainer, pl_module, result)
         if trigger != "reference":
             self._act(trainer, result)
@@ -356,6 +440,23 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         kinds = {"WeightAveraging", "StochasticWeightAveraging"} if trigger == "end" else {"WeightAveraging"}
         averaged = any(base.__name__ in kinds for c in lenders for base in type(c).__mro__)
         return "ema" if averaged else "raw"
+
+
+def _validated(trainer: Trainer) -> AuditDataset:
+    """The audit set that the Trainer validates, or tests, on.
+
+    Raises:
+        ValueError: none of its DataLoaders has one, or several have.
+    """
+    loaders: list[Any] = tree_leaves([trainer.val_dataloaders, trainer.test_dataloaders])
+    found = {id(s): s for s in (getattr(loader, "dataset", None) for loader in loaders) if isinstance(s, AuditDataset)}
+    if len(found) != 1:
+        kinds = [type(getattr(loader, "dataset", None)).__name__ for loader in loaders if loader is not None]
+        raise ValueError(
+            'audit_set="validation" expects one validation DataLoader over an AuditDataset, got DataLoaders over '
+            f"{kinds}: make one with DataLoader(audit_set, collate_fn=AuditBatch.collate), or give the callback the set"
+        )
+    return next(iter(found.values()))
 
 
 def _log_dir(trainer: Trainer) -> Path:

@@ -391,7 +391,7 @@ class Odd(PooledNet):
             self.unused(images)
         if self.kind == "dict":
             return {"logits": outputs}
-        return outputs[:, 0] if self.kind == "vector" else outputs
+        return outputs[:, :, None] if self.kind == "map" else outputs
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ class Odd(PooledNet):
         ("twice", {"layer": "features"}, "ran 2 times"),
         ("apart", {"layer": "unused"}, "does not depend on layer 'unused'"),
         ("dict", {"layer": "features"}, "expected a model output .* got dict"),
-        ("vector", {"layer": "features"}, r"expected a model output \(5, classes\), got \(5,\)"),
+        ("map", {"layer": "features"}, r"expected a model output \(B, classes\), got \(5, 3, 1\)"),
         ("plain", {"method": "magic"}, "unknown method 'magic'"),
         ("plain", {"sign": "both"}, "unknown sign 'both'"),
         ("plain", {"target": torch.tensor([0, 1, 9, 0, 0])}, "class 9 is out of range"),

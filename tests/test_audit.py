@@ -554,7 +554,8 @@ def test_a_forward_context_is_entered_for_every_batch() -> None:
         def __exit__(self, *_: Any) -> None:
             entered.append(False)
 
-    Auditor(labelled([0, 1, 1]), AuditPlan(batch_size=2)).run(make_net(), forward_context=Context)
+    auditor = Auditor(labelled([0, 1, 1]), AuditPlan(batch_size=2, fitness_samples=0))
+    auditor.run(make_net(), forward_context=Context)
     # Once to find the layer, then for each batch.
     assert entered == [True, False] * 3
 
@@ -572,6 +573,8 @@ def test_a_forward_context_is_entered_for_every_batch() -> None:
         ({"iou_threshold": -0.1}, r"iou_threshold must lie in \[0, 1\), got -0.1"),
         ({"iou_threshold": NAN}, r"iou_threshold must lie in \[0, 1\), got nan"),
         ({"pointing_tolerance": -1}, "pointing_tolerance must be at least 0, got -1"),
+        ({"fitness_samples": -1}, "fitness_samples must be at least 0, got -1"),
+        ({"fitness_every": 0}, "fitness_every must be at least 1, got 0"),
     ],
 )
 def test_a_plan_out_of_range_is_refused_by_name(options: Any, message: str) -> None:

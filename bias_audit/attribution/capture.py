@@ -1,7 +1,7 @@
-"""Borrow a model and take from it, in one forward pass, a layer's activations and the gradients of a score.
+"""Borrow a model and take from it, in one forward pass, layers' activations and the gradients of scores.
 
-Enters: a model in whatever state training left it, images `(B, 3, H, W)`, a layer's name and a target. Leaves: a
-`Capture`; and the model as it was: modes, hooks, buffers, gradients, generators, grad mode, after an exception too.
+Enters: a model in whatever state training left it, its inputs, layers' names and targets. Leaves: `Capture`s; and the
+model as it was: modes, hooks, buffers, gradients, generators, grad mode, after an exception too.
 
 Only the tail has a graph. The trunk runs without one; in a forward hook on the layer its output becomes a leaf and grad
 is switched on, so that one `torch.autograd.grad` at the end costs the head alone. That also makes frozen models and
@@ -10,15 +10,18 @@ models inside `no_grad` work, and never touches a parameter's `.grad`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from bias_audit.attribution.layers import is_feature_map
+from bias_audit.attribution.layers import Forward, call, first_tensor, shape_of_images, submodule
+from bias_audit.attribution.layouts import Layout, find_layout
 from bias_audit.attribution.targets import Target
 from bias_audit.rng import preserved_rng
 
@@ -27,13 +30,14 @@ from bias_audit.rng import preserved_rng
 class Capture:
     """What one forward pass and one differentiation of its tail gave.
 
-    `activations` and `gradients` are `(B, C, h, w)` in the model's precision, detached; `outputs` float32
-    `(B, classes)`; `scores` float32 `(B,)`.
+    `activations` and `gradients` are `(B, C, *places)` in the model's precision, detached; places are `(h, w)`, of
+    clips `(t, h, w)`. `outputs` are the model's: a tensor, then float32, or whatever else it puts out. `scores` are
+    float32 `(B,)`.
     """
 
     activations: Tensor
     gradients: Tensor
-    outputs: Tensor
+    outputs: Any
     scores: Tensor
 
 
@@ -95,86 +99,179 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                         buffer.copy_(kept[1])
 
 
-def capture(model: nn.Module, images: Tensor, target: Target, layer: str) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Any,
+    target: Target,
+    layer: str,
+    *,
+    forward: Forward = call,
+    layout: Layout | None = None,
+) -> Capture:
     """Activations of `layer` and the gradients of `target`'s scores with respect to them, from one forward pass.
 
-    `model` is a borrowed one (see `borrowed`). Images are converted to the precision of the model's weights.
+    As `capture_each` for one target and one layer.
+    """
+    return capture_each(model, inputs, (target,), (layer,), forward=forward, layout=layout)[0][0]
+
+
+def capture_each(
+    model: nn.Module,
+    inputs: Any,
+    targets: Sequence[Target],
+    layers: Sequence[str],
+    *,
+    forward: Forward = call,
+    layout: Layout | None = None,
+) -> tuple[tuple[Capture, ...], ...]:
+    """For each target, for each layer: its activations and the target's gradients, all from one forward pass.
+
+    `model` is a borrowed one (see `borrowed`). Inputs are converted to the precision of the model's weights. `layout`
+    rearranges a layer's output to `(B, C, *places)`; by default it is recognised (see `find_layout`).
 
     Raises:
-        ValueError: no such layer; it ran never or more than once; its output is no feature map; the model's output is
-            not `(B, classes)`; the target is not `(B,)` or does not depend on the layer.
+        ValueError: no such layer; it ran never or more than once; its output has no places; a target is not `(B,)` or
+            does not depend on the layer.
     """
-    module = _submodule(model, layer)
-    images = as_the_model_takes_them(model, images)
+    inputs = as_the_model_takes_them(model, inputs)
     with torch.no_grad():
-        leaf, outputs = _forward(model, module, layer, images)
-    if not outputs.requires_grad:
+        tap, outputs = _forward(model, layers, inputs, forward)
+    if not any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(logits_of(outputs))):
         # The user's forward runs the layer inside a `no_grad` of its own, which on leaving switched off again what the
         # hook switched on. With grad on from the start it goes back to on; the frozen part still builds no graph.
         with torch.enable_grad():
-            leaf, outputs = _forward(model, module, layer, images)
-    _check_outputs(outputs, len(images))
-    with torch.enable_grad():
-        scores = target(outputs)
-        total = scores.sum()
-    if scores.shape != (len(images),):
-        raise ValueError(
-            f"expected a target that gives one score per image, ({len(images)},), got {tuple(scores.shape)}"
-        )
-    gradients = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
-    if gradients is None:
-        raise ValueError(f"the target does not depend on layer {layer!r}: explain a layer that the score goes through")
-    return Capture(leaf.detach(), gradients, outputs.detach().float(), scores.detach().float())
+            tap, outputs = _forward(model, layers, inputs, forward)
+    return tap.captures(outputs, targets, shape_of_images(inputs)[1] if layout is None else (), layout)
 
 
-def _submodule(model: nn.Module, layer: str) -> nn.Module:
-    try:
-        return model.get_submodule(layer)
-    except AttributeError:
-        names = [name for name, _ in model.named_modules() if name]
-        # The end of a model is where the layers are that people look for.
-        raise ValueError(
-            f"{type(model).__name__} has no layer {layer!r}: the last of its {len(names)} layers are {names[-12:]}"
-        ) from None
+class Tap:
+    """Hooks that take what layers put out during a forward pass, and make of it what can be differentiated by.
 
+    The first layer's output becomes a leaf and grad is switched on: whoever attaches the hooks switches it back.
+    """
 
-def as_the_model_takes_them(model: nn.Module, images: Tensor) -> Tensor:
-    """The images in the precision of the model's weights, ready to be differentiated through."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if weight is not None and weight.dtype in (torch.bfloat16, torch.float16, torch.float64):
-        images = images.to(weight.dtype)
-    # Tensors made under inference_mode cannot be saved for a backward pass.
-    return images.clone() if images.is_inference() else images
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        self._modules = {layer: submodule(model, layer) for layer in layers}
+        self._taken: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
+    def attach(self, hooks: ExitStack, only_if: Callable[[], bool] = lambda: True) -> None:
+        """Hook the layers until `hooks` is closed; a pass for which `only_if` is false goes by untouched."""
+        for layer, module in self._modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(self._take, only_if, layer)))
 
-def _forward(model: nn.Module, module: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    leaves: list[Tensor] = []
-
-    def make_leaf(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
-        if not is_feature_map(output):
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"layer {layer!r} has no spatial output: expected (B, C, h, w), got {got}: name another")
-        leaf: Tensor = output.detach().requires_grad_()
-        leaves.append(leaf)
-        torch.set_grad_enabled(True)
+    def _take(self, only_if: Callable[[], bool], layer: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not only_if():
+            return None
+        features = first_tensor(output)
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"layer {layer!r} puts out {got}, expected a tensor of floats: name another layer")
+        if not any(self._taken.values()) or not features.requires_grad:
+            features = features.detach().requires_grad_()
+            torch.set_grad_enabled(True)
+        self._taken[layer].append(features)
         # A copy, because what follows may write into its input (an in-place ReLU), which a leaf does not allow.
-        return leaf.clone()
+        return (features.clone(), *output[1:]) if isinstance(output, tuple) else features.clone()
 
-    handle = module.register_forward_hook(make_leaf)
-    try:
-        outputs = model(images)
-    finally:
-        handle.remove()
-    if len(leaves) != 1:
-        times = "never" if not leaves else f"{len(leaves)} times"
-        raise ValueError(f"layer {layer!r} ran {times} in one forward pass, once is needed: name another layer")
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"expected a model output (B, classes), got {type(outputs).__name__}")
-    return leaves[0], outputs
+    def captures(
+        self, outputs: Any, targets: Sequence[Target], size: Sequence[int], layout: Layout | None = None
+    ) -> tuple[tuple[Capture, ...], ...]:
+        """For each target, for each layer, what was taken and the target's gradients; `size` is that of the images.
+
+        Raises:
+            ValueError: as `capture_each`.
+        """
+        for layer, tensors in self._taken.items():
+            if len(tensors) != 1:
+                times = "never" if not tensors else f"{len(tensors)} times"
+                raise ValueError(f"layer {layer!r} ran {times} in one forward pass, once is needed: name another layer")
+        taken = {layer: tensors[0] for layer, tensors in self._taken.items()}
+        layouts = [layout or _layout(layer, tensor, size) for layer, tensor in taken.items()]
+        batch = len(next(iter(taken.values())))
+        with torch.enable_grad():
+            outputs = logits_of(outputs)
+            scores = [scores_of(target, outputs, batch) for target in targets]
+            totals = [score.sum() for score in scores]
+        kept = tree_map(detached, outputs)
+        captures: list[tuple[Capture, ...]] = []
+        for k, score in enumerate(scores):
+            gradients = _differentiate(totals[k], taken, retain=k + 1 < len(scores))
+            captures.append(
+                tuple(
+                    Capture(arrange(tensor.detach()), arrange(gradient), kept, score.detach().float())
+                    for arrange, tensor, gradient in zip(layouts, taken.values(), gradients, strict=True)
+                )
+            )
+        return tuple(captures)
 
 
-def _check_outputs(outputs: Tensor, batch: int) -> None:
-    if outputs.ndim != 2 or len(outputs) != batch:
+def scores_of(target: Target, outputs: Any, batch: int) -> Tensor:
+    """The scores `(batch,)` that a target gives outputs; ValueError if it gives anything else."""
+    scores = target(outputs)
+    if not isinstance(scores, Tensor) or scores.shape != (batch,):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected a target that gives one score per image, ({batch},), got {got}")
+    return scores
+
+
+def _differentiate(total: Tensor, taken: Mapping[str, Tensor], retain: bool) -> list[Tensor]:
+    if not total.requires_grad:
+        raise ValueError(_independent(next(iter(taken))))
+    found = torch.autograd.grad(total, list(taken.values()), retain_graph=retain, allow_unused=True)
+    gradients: list[Tensor] = []
+    for layer, gradient in zip(taken, found, strict=True):
+        if gradient is None:
+            raise ValueError(_independent(layer))
+        gradients.append(gradient)
+    return gradients
+
+
+def _independent(layer: str) -> str:
+    return f"the target does not depend on layer {layer!r}: explain a layer that the score goes through"
+
+
+def as_the_model_takes_them(model: nn.Module, inputs: Any) -> Any:
+    """The inputs in the precision of the model's weights, ready to be differentiated through."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    low = (torch.bfloat16, torch.float16, torch.float64)
+    dtype = weight.dtype if weight is not None and weight.dtype in low else None
+    return tree_map(partial(_as_taken, dtype), inputs)
+
+
+def _as_taken(dtype: torch.dtype | None, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
+    # Tensors made under inference_mode cannot be saved for a backward pass.
+    return value.clone() if value.is_inference() else value
+
+
+def _forward(model: nn.Module, layers: Sequence[str], inputs: Any, forward: Forward) -> tuple[Tap, Any]:
+    tap = Tap(model, layers)
+    with ExitStack() as hooks:
+        tap.attach(hooks)
+        return tap, forward(model, inputs)
+
+
+def logits_of(outputs: Any) -> Any:
+    """The `.logits` of an output that has them, as Hugging Face's do; one logit an image as `(B, 1)`; else as it is."""
+    outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
+    return outputs[:, None] if isinstance(outputs, Tensor) and outputs.ndim == 1 else outputs
+
+
+def detached(value: Any) -> Any:
+    """A tensor without its graph, one of floats as float32; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().float() if value.is_floating_point() else value.detach()
+
+
+def _layout(layer: str, output: Tensor, size: Sequence[int]) -> Layout:
+    found = find_layout(output.shape, size)
+    if found is None:
         raise ValueError(
-            f"expected a model output ({batch}, classes), got {tuple(outputs.shape)}: audit the classifier"
+            f"layer {layer!r} has no spatial output: expected (B, C, h, w), (B, h, w, C) or tokens (B, N, C) on a grid"
+            f", got {tuple(output.shape)}: name another, or give the `layout` that makes it (B, C, h, w)"
         )
+    return found

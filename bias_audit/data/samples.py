@@ -87,6 +87,31 @@ class AuditBatch:
     masks: Tensor
     indices: tuple[int, ...]
 
+    def to(self, device: torch.device | str, **options: Any) -> AuditBatch:
+        """The same on another device; `options` as `Tensor.to` has them. Lightning moves its batches by it."""
+        images, labels, masks = (t.to(device, **options) for t in (self.images, self.labels, self.masks))
+        return AuditBatch(images, labels, masks, self.indices)
+
+    def pin_memory(self) -> AuditBatch:
+        """The same in pinned memory; a DataLoader pins its batches by it."""
+        return AuditBatch(self.images.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory(), self.indices)
+
+    @staticmethod
+    def collate(batches: Sequence[AuditBatch]) -> AuditBatch:
+        """Several batches as one: the `collate_fn` of a DataLoader of an `AuditDataset`.
+
+        Raises:
+            ValueError: images of different sizes.
+        """
+        sizes = {b.images.shape[1:] for b in batches}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"expected images of one size in a batch, got {sorted(map(tuple, sizes))}: give the audit set a "
+                "transform that resizes"
+            )
+        images, labels, masks = (torch.cat([getattr(b, n) for b in batches]) for n in ("images", "labels", "masks"))
+        return AuditBatch(images, labels, masks, tuple(index for b in batches for index in b.indices))
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -294,6 +319,12 @@ class AuditDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __getitem__(self, index: int) -> AuditBatch:
+        """One sample as a batch of one: a DataLoader with `collate_fn=AuditBatch.collate` gives `AuditBatch`es."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range: the audit set has {len(self)} samples")
+        return self.batch([index % len(self)])
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from bias_audit.records import AuditSummary, Run, read_run, write_whole
 from bias_audit.report.charts import draw, method_name, thin
 from bias_audit.report.samples import viewer_data
 from bias_audit.terms import Estimate, Outcome, Verdict
-from bias_audit.verdict import Check, Finding
+from bias_audit.verdict import Check, Finding, explainers
 
 __all__ = ["REPORT", "render", "write_report"]
 
@@ -84,6 +84,7 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
         facts=_facts(run),
         findings=_findings(run),
         checks=_checks(run),
+        explainers=_explainers(run),
         questions=draw(run),
         viewer=viewer_data(run, thumbnails=thumbnails),
         most_held_shown=MOST_HELD_SHOWN,
@@ -120,6 +121,19 @@ class _FindingRow:
     since: str
     # Verdict and step of each audit (thinned), None where the audit did not judge this.
     history: tuple[tuple[int, Verdict | None], ...]
+
+
+@dataclass(frozen=True)
+class _ExplainerRow:
+    method: str
+    state: str
+    # The outcome whose sign and colour it shares.
+    like: Outcome
+    similarity: str
+    occlusion: str
+    insertion: str
+    deletion: str
+    step: str
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,31 @@ def _checks(run: Run) -> list[_CheckRow]:
                 " and ".join(limits),
                 n,
                 why if check.outcome is Outcome.INCONCLUSIVE else "",
+            )
+        )
+    return rows
+
+
+def _explainers(run: Run) -> list[_ExplainerRow]:
+    """Whether each explanation method is fit at the last audit; nothing where that was not tested."""
+    if not run.audits:
+        return []
+    estimates, rows = run.audits[-1].estimates, []
+    states = {True: ("fit", Outcome.HELD), False: ("unfit", Outcome.VIOLATED), None: ("unknown", Outcome.INCONCLUSIVE)}
+    for known in explainers(estimates, run.manifest.policy):
+        of = {e.metric: e for e in estimates if e.method == known.method and e.region is None}
+        state, like = states[known.fit]
+        measured_at = len(run.audits) - 1 - known.similarity.age
+        rows.append(
+            _ExplainerRow(
+                method_name(known.method),
+                state,
+                like,
+                _interval(known.similarity),
+                _interval(of.get("occlusion_correlation")),
+                _interval(of.get("insertion_gain")),
+                _interval(of.get("deletion_gain")),
+                str(run.audits[measured_at].step) if measured_at >= 0 else "–",
             )
         )
     return rows

@@ -1,0 +1,267 @@
+"""The table and the plot of a run of the benchmark.
+
+Enters: `Results`. Leaves: Markdown, and a PNG of each contender's time over the bare forward's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from benchmarks.contenders import AFTERWARDS, AUDIT, AUDIT_GROUP, BARE, EXPLAIN
+from benchmarks.results import Block, Results, checks
+from benchmarks.timing import Interval, median_interval, ratios
+from benchmarks.workloads import SIZE
+
+OURS, THEIRS = "#1f6fb4", "#8a8f98"
+TARGETS = {EXPLAIN: 1.02, AUDIT: 1.05}
+
+
+def markdown(results: Results, plot: str) -> str:
+    """The whole page; `plot` is the name of the image beside it."""
+    parts = [
+        f"# Benchmark of {results.created}",
+        _machine(results),
+        f"![Time over that of the bare forward pass]({plot})",
+        "## Targets",
+        _targets(results),
+        "## Time",
+        _how_timed(results),
+        *(_timings(results, model) for model in results.models),
+    ]
+    if results.memory:
+        parts += ["## Memory", _HOW_MEASURED, _memory(results)]
+    if results.agreements:
+        parts += ["## Do all explain the same?", _agreement(results)]
+    if results.device_rows:
+        parts += ["## On the accelerator", _device(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(results: Results) -> str:
+    machine = results.machine
+    load = "" if machine.load is None else f" Load average when it began: {machine.load:.2f}."
+    device = f" Accelerator: {machine.device}." if machine.device else " No accelerator."
+    return (
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB of memory, {machine.system}.{device}"
+        f"{load} Python {machine.python}; {', '.join(machine.packages)}. {results.threads} threads, float32, images of "
+        f"{SIZE} x {SIZE} pixels, random weights."
+    )
+
+
+def _how_timed(results: Results) -> str:
+    return (
+        f"All contenders of a table run in one process, one after the other in an order drawn anew in each round "
+        f"({results.rounds} rounds; audits in half of them; what is slow in every third of these). A ratio is that to "
+        "the bare `inference_mode` forward of the same round; given are the median and its 95 % bootstrap interval, "
+        "below five rounds the range. An explanation is Grad-CAM of the label's logit at a layer that is known; peers "
+        "are called as their documentation shows. A complete audit is that of an `Auditor` that has run before: "
+        "images from memory, Grad-CAM and HiResCAM, five metrics in four regions and the remainder, intervals, "
+        "verdict, and records synced to disk; its fixed part does not grow with the number of images, or little. "
+        "grad-cam + Quantus does less: Grad-CAM alone, three metrics in the same regions, no intervals, no records."
+    )
+
+
+_HOW_MEASURED = (
+    "Each contender in a process of its own: how much resident memory it needed at most on top of what the process "
+    "held with the model and the data loaded and after one bare forward pass; what of that the bare forward does not "
+    "need; and the whole process's peak."
+)
+
+
+def _targets(results: Results) -> str:
+    rows = [
+        (c.model, c.what, c.target, written(c.value), f"**{c.outcome}**" if c.outcome != "met" else "met")
+        for c in checks(results)
+    ]
+    return _table(("model", "what", "target", "measured", "outcome"), rows)
+
+
+def _timings(results: Results, model: str) -> str:
+    parts = []
+    for block in (b for b in results.blocks if b.model == model):
+        rows = [_timing(block, place) for place in range(len(block.series))]
+        rows += [
+            (s.contender, s.reason, "", "", "")
+            for s in results.skipped
+            if s.model == model and _belongs(s.contender, block)
+        ]
+        title = f"**{model}**, {block.group}: {block.images} images in batches of {min(block.batch, block.images)}"
+        parts.append(title + "\n\n" + _table(("", "ms", "ms per image", "ratio to bare", "rounds"), rows))
+    return "\n\n".join(parts)
+
+
+def _belongs(contender: str, block: Block) -> bool:
+    return ("Quantus" in contender) == (block.group == AUDIT_GROUP)
+
+
+def _timing(block: Block, place: int) -> tuple[str, ...]:
+    series = block.series[place]
+    seconds = sorted(s for s in series.seconds if s is not None)
+    median = seconds[len(seconds) // 2] if len(seconds) % 2 else sum(seconds[len(seconds) // 2 - 1 :][:2]) / 2
+    ratio = "1" if place == 0 else written(median_interval(ratios(series, block.series[0])))
+    return (
+        series.contender,
+        f"{1e3 * median:.0f}",
+        f"{1e3 * median / block.images:.2f}",
+        ratio,
+        str(len(seconds)),
+    )
+
+
+def _memory(results: Results) -> str:
+    rows = []
+    for m in results.memory:
+        plain = results.memory_of(m.model, m.group, BARE)
+        more = "" if plain is None or m is plain else f"{m.added - plain.added:+.0f}"
+        ratio = "" if plain is None else f"{m.added / plain.added:.2f}"
+        rows.append((m.model, m.group, m.contender, f"{m.added:.0f}", ratio, more, f"{m.peak:.0f}"))
+    titles = ("model", "", "contender", "MiB on top", "ratio to bare", "MiB more than bare", "MiB of the process")
+    return _table(titles, rows)
+
+
+def _agreement(results: Results) -> str:
+    rows = [(a.model, a.contender, str(a.images), f"{a.correlation:.5f}") for a in results.agreements]
+    text = "Least correlation of a peer's map with ours, over the images of one batch; below 0.99 nothing is timed."
+    return text + "\n\n" + _table(("model", "contender", "maps", "least correlation"), rows)
+
+
+def _device(results: Results) -> str:
+    rows = []
+    for r in results.device_rows:
+        memory = "" if r.bare_mib is None or r.audit_mib is None else f"{r.audit_mib / r.bare_mib:.2f}"
+        share = f"{r.tflops:.1f} ({100 * r.tflops / r.matmul_tflops:.0f} %)"
+        speed = f"{r.images_per_second:.0f}"
+        numbers = (speed, share, written(r.explanation), written(r.audit), memory, "; ".join(r.waits) or "none")
+        rows.append((r.model, r.precision, str(r.batch), *numbers))
+    titles = ("model", "precision", "batch", "images/s, bare", "TFLOP/s (share of a matrix product's)")
+    more = ("explanation / bare", "audit / bare", "audit's memory / bare", "host waits in an audit")
+    return _table((*titles, *more), rows)
+
+
+def written(value: Interval) -> str:
+    """A median and its bounds as text."""
+    digits = 2 if value.median < 2.995 else 1
+    if value.rounds < 2:
+        return f"{value.median:.{digits}f}"
+    return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def plot(results: Results) -> bytes:
+    """A PNG: per model a row for each contender, its median ratio to the bare forward and the interval."""
+    values = [row for block in results.blocks for row in _points(block)]
+    order = list(dict.fromkeys(v["contender"] for v in sorted(values, key=lambda v: (v["audit"], v["rank"]))))
+    y = {
+        "field": "contender",
+        "type": "nominal",
+        "sort": order,
+        "title": None,
+        "axis": {"ticks": False, "domain": False},
+    }
+    most = max((v["high"] for v in values), default=2.0)
+    least = min((v["low"] for v in values), default=1.0)
+    scale = {"type": "log", "domain": [min(0.95, least), 1.25 * most], "nice": False}
+    ticks = [t for t in (0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20) if 0.9 * least <= t <= 1.2 * most]
+    x = {"type": "quantitative", "scale": scale}
+    axis = {"values": ticks, "format": "~g", "grid": True, "gridColor": "#eceef1"}
+    colour = {
+        "field": "ours",
+        "type": "nominal",
+        "scale": {"domain": ["bias-audit", "others"], "range": [OURS, THEIRS]},
+        "legend": None,
+    }
+    layers: list[dict[str, Any]] = [
+        {"mark": {"type": "rule", "color": "#3b3f46"}, "encoding": {"x": {"datum": 1, **x}}},
+        {
+            "mark": {"type": "tick", "color": "#d1495b", "thickness": 2, "size": 17},
+            "transform": [{"filter": "isValid(datum.target)"}],
+            "encoding": {"x": {"field": "target", **x}, "y": y},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": colour},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            "encoding": {
+                "x": {"field": "ratio", "title": "time / time of the bare forward pass", "axis": axis, **x},
+                "y": y,
+                "color": colour,
+            },
+        },
+        {
+            "mark": {"type": "text", "align": "left", "dx": 9, "fontSize": 11, "color": "#3b3f46"},
+            "encoding": {"x": {"field": "high", **x}, "y": y, "text": {"field": "label"}},
+        },
+    ]
+    machine = results.machine
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": values},
+        "facet": {
+            "row": {
+                "field": "model",
+                "title": None,
+                "sort": list(results.models),
+                "header": {"labelAngle": 0, "labelAnchor": "start", "labelFontWeight": "bold", "labelOrient": "top"},
+            }
+        },
+        "spec": {"width": 520, "height": {"step": 21}, "layer": layers},
+        "resolve": {"scale": {"y": "independent"}},
+        "title": {
+            "text": "What explaining and auditing cost",
+            "subtitle": [
+                f"{machine.processor}, {machine.cores} cores, torch {_torch(machine.packages)}, float32; "
+                "median and 95 % interval of ratios within rounds",
+                "black line: the bare forward pass; red: the target",
+            ],
+            "anchor": "start",
+            "subtitleColor": "#5b616b",
+            "offset": 12,
+        },
+        "config": {"view": {"stroke": None}, "axis": {"labelFontSize": 12, "titleFontWeight": "normal"}},
+        "padding": 12,
+        "background": "white",
+    }
+    return bytes(vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def _torch(packages: Sequence[str]) -> str:
+    return next(p.removeprefix("torch ") for p in packages if p.startswith("torch "))
+
+
+def _points(block: Block) -> list[dict[str, Any]]:
+    found = []
+    for series in block.series[1:]:
+        if series.contender == AFTERWARDS:
+            continue
+        value = median_interval(ratios(series, block.series[0]))
+        point = {
+            "model": block.model,
+            "contender": series.contender,
+            "ours": "bias-audit" if series.contender.startswith("bias-audit") else "others",
+            "ratio": value.median,
+            "low": value.low,
+            "high": value.high,
+            "target": TARGETS.get(series.contender),
+            "label": f"{value.median:.2f}",
+            "audit": block.group == AUDIT_GROUP,
+            "rank": 0 if series.contender.startswith("bias-audit") else value.median,
+        }
+        found.append(point)
+    return found
+
+
+def write_page(results: Results, path: Path) -> None:
+    """`path`.md and `path`.png; `path` has no suffix."""
+    image = path.with_name(path.name + ".png")
+    image.write_bytes(plot(results))
+    path.with_name(path.name + ".md").write_text(markdown(results, image.name), encoding="utf-8")

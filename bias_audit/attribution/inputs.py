@@ -1,0 +1,51 @@
+"""The images among a model's inputs.
+
+Enters: what a model takes: images, clips, or a pytree such as a dict that holds them. Leaves: the images, and a way to
+put others in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def take_images(inputs: Any) -> tuple[Tensor, Callable[[Tensor, int], Any]]:
+    """The images `(B, 3, H, W)` or clips `(B, 3, T, H, W)`, and `put(images, times)`, the inputs with others instead.
+
+    `put` repeats every other tensor that has one row per image `times` times, as often as the new images repeat the
+    batch.
+
+    Raises:
+        ValueError: no such tensor, or its values are no floats.
+
+    Example:
+        >>> import torch
+        >>> images, put = take_images({"image": torch.zeros(2, 3, 4, 4), "question": torch.tensor([[5], [6]])})
+        >>> {name: tuple(tensor.shape) for name, tensor in put(images.repeat(3, 1, 1, 1), 3).items()}
+        {'image': (6, 3, 4, 4), 'question': (6, 1)}
+    """
+    leaves, spec = tree_flatten(inputs)
+    at = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim in (4, 5)), None)
+    if at is None:
+        raise ValueError("expected images (B, 3, H, W) or clips (B, 3, T, H, W) among the inputs, found neither")
+    images: Tensor = leaves[at]
+    if not images.is_floating_point():
+        raise ValueError(
+            f"expected images of floats, as this method changes or differentiates them, got {images.dtype}"
+        )
+
+    def put(others: Tensor, times: int) -> Any:
+        repeated = [
+            leaf.repeat(times, *(1 for _ in leaf.shape[1:]))
+            if times > 1 and isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(images)
+            else leaf
+            for leaf in leaves
+        ]
+        repeated[at] = others
+        return tree_unflatten(repeated, spec)
+
+    return images, put
