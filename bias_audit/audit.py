@@ -22,10 +22,16 @@ from torch import Tensor, nn
 
 from bias_audit.attribution.cam import FORMULAS, Sign, check_sign
 from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture, logits_of, unwrap
-from bias_audit.attribution.explain import check_logits
 from bias_audit.attribution.layers import Forward, call, find_layer
 from bias_audit.attribution.methods import find_method
-from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
+from bias_audit.attribution.targets import (
+    BinaryLogit,
+    ClassLogit,
+    ClassMargin,
+    Target,
+    check_logits,
+    predicted_logit,
+)
 from bias_audit.data.samples import AuditBatch, AuditDataset
 from bias_audit.evidence.attention import attention
 from bias_audit.evidence.fitness import Explained, carried, fitness, fitness_estimates

@@ -62,8 +62,8 @@ class PixelRegions:
     """Regions, one small number a pixel: each image is cut into parts, whose pixels all lie in the same regions.
 
     `part` uint8 `(B, *places)`, int32 where an image has more than 256 parts. `members` bool `(B, P, R)`: whether a
-    part lies in a region; `reached` likewise: whether it lies within the pointing game's tolerance of it. `pixels` int32
-    `(B, R)`: how many a region has.
+    part lies in a region; `reached` likewise: whether it lies within the pointing game's tolerance of it. `pixels`
+    int32 `(B, R)`: how many a region has.
     """
 
     part: Tensor
@@ -92,16 +92,19 @@ def project_regions(masks: Tensor, size: Sequence[int]) -> ProjectedRegions:
         tensor([[3.5000, 0.5000],
                 [3.5000, 0.5000]])
     """
-    # Matrix products of float32 may be rounded to bfloat16 (`torch.set_float32_matmul_precision`), those of float64 are
-    # not. Apple's devices have neither.
+    weights, image = _projected(masks, size), _projected(torch.ones_like(masks[:1, :1]), size)[0, 0]
+    return ProjectedRegions(weights, image, masks.flatten(2).float().mean(dim=2))
+
+
+def _projected(masks: Tensor, size: Sequence[int]) -> Tensor:
+    # Products of float32 matrices may be rounded to bfloat16 (`torch.set_float32_matmul_precision`), of float64 not.
+    # Apple's GPUs know neither.
     precise = torch.float32 if masks.device.type == "mps" else torch.float64
-    weights, image = masks.to(precise), torch.ones((), dtype=precise, device=masks.device)
-    for axis, coarse in enumerate(size):
-        line = _upsampling(coarse, masks.shape[2 + axis], masks.device).to(precise)
-        # The axis in front goes, its projection is appended: after the last one they are in order again.
-        weights = torch.tensordot(weights, line, dims=([2], [0]))
-        image = image[..., None] * line.sum(dim=0)
-    return ProjectedRegions(weights.float(), image.float(), masks.flatten(2).float().mean(dim=2))
+    weights = masks.to(precise)
+    for coarse, fine in zip(reversed(size), reversed(masks.shape[2:]), strict=True):
+        line = _upsampling(coarse, fine, masks.device).to(precise)
+        weights = (weights @ line).movedim(-1, 2)
+    return weights.float()
 
 
 def _upsampling(coarse: int, fine: int, device: torch.device) -> Tensor:
@@ -192,6 +195,8 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Scored:
 def label_pixels(masks: Tensor, tolerance: int = 0) -> PixelRegions:
     """Masks bool `(B, R, *places)` as parts, for metrics with this tolerance of the pointing game.
 
+    The number of parts depends on the masks: the host waits for the device, once for each region.
+
     Example:
         >>> regions = label_pixels(torch.tensor([[[[True, True, False]], [[False, True, False]]]]))
         >>> regions.part
@@ -213,7 +218,8 @@ def label_pixels(masks: Tensor, tolerance: int = 0) -> PixelRegions:
     members = of_pixels.new_zeros(len(part), parts, kinds.shape[1])
     members.scatter_(1, part[:, :, None].expand_as(of_pixels), of_pixels)
     narrow = part.to(torch.uint8 if parts <= 256 else torch.int32).view(masks[:, 0].shape)
-    return PixelRegions(narrow, members[:, :, :count], members[:, :, -count:], masks.flatten(2).sum(dim=2, dtype=torch.int32))
+    pixels = masks.flatten(2).sum(dim=2, dtype=torch.int32)
+    return PixelRegions(narrow, members[:, :, :count], members[:, :, -count:], pixels)
 
 
 def _dilated(masks: Tensor, radius: int) -> Tensor:
@@ -244,7 +250,7 @@ def score_maps(maps: Tensor, regions: PixelRegions, threshold: float) -> PixelSc
         at_once = max(1, _CACHED_PIXELS // (size.numel() * maps.shape[:batch].numel()))
     pieces = [
         _count(upsample(some, size), part, regions.members.shape[1], threshold)
-        for some, part in zip(maps.split(at_once, batch), regions.part.split(at_once), strict=True)
+        for some, part in zip(torch.split(maps, at_once, batch), torch.split(regions.part, at_once), strict=True)
     ]
     joined: _Counts = tree_map(lambda *tensors: torch.cat(tensors, dim=batch), *pieces)
     return _scores(joined, regions)
@@ -266,8 +272,8 @@ def score_pixels(maps: Tensor, regions: PixelRegions, threshold: float) -> Pixel
 class _Counts(NamedTuple):
     """Pixels counted by part and level: int32 `(..., B, P, 1 + LEVELS)`.
 
-    Levels count from 1, where the maximum is alone, downwards; `last_hot` int64 `(..., B, 1)` is the last of those above
-    the threshold, and `loud` `(..., B, 1)` tells whether there is anything to rank.
+    Levels count from 1, where the maximum is alone, downwards; `last_hot` int64 `(..., B, 1)` is the last of those
+    above the threshold, and `loud` `(..., B, 1)` tells whether there is anything to rank.
     """
 
     counts: Tensor
@@ -281,8 +287,8 @@ def _count(maps: Tensor, part: Tensor, parts: int, threshold: float) -> _Counts:
     span = peak - flat.amin(dim=-1, keepdim=True)
     cut = threshold * peak
     scale = torch.where(span > 0, (LEVELS - 3) / span, 0).clamp_max(torch.finfo(flat.dtype).max)
-    # `floor` of the distance from the threshold keeps apart what lies above it and what does not, and `sign` the maximum
-    # from all else, however close.
+    # `floor` of the distance from the threshold keeps apart what lies above it and what does not, and `sign` the
+    # maximum from all else, however close.
     top = ((cut - peak) * scale).floor()
     level = ((cut - flat) * scale).floor_().sub_((flat - peak).sign_()).sub_(top - 1)
     # Clamped as integers: what is not finite gets some level too.

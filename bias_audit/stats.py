@@ -6,6 +6,7 @@ hypotheses and resamples; randomness enters as a seed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,26 +50,48 @@ def bootstrap_ratios(
         >>> ratio.value.item(), bool(ratio.low[0] < 1.5 < ratio.high[0])
         (1.5, True)
     """
-    weights = _resampling_weights(strata, resamples, np.random.default_rng(seed))
+    codes = np.unique(strata, return_inverse=True)[1].astype(np.int64)
+    weights = _resampling_weights(codes.tobytes(), resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = numerators.sum(0) / denominators.sum(0)
-        draws = (weights @ numerators) / (weights @ denominators)
-    tails = [(1 - level) / 2 * 100, (1 + level) / 2 * 100]
+        draws = (numerators.T.astype(np.float64) @ weights) / (denominators.T.astype(np.float64) @ weights)
     known = np.isfinite(value)
-    low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
-    if known.any():
-        # A resample may hold no image of a small hypothesis; it says nothing about it.
-        low[known], high[known] = np.nanpercentile(np.where(np.isfinite(draws), draws, np.nan)[:, known], tails, axis=0)
-    return Intervals(np.where(known, value, np.nan), low, high)
+    low, high = _percentiles(draws, ((1 - level) / 2, (1 + level) / 2))
+    return Intervals(*(np.where(known, bound, np.nan) for bound in (value, low, high)))
 
 
-def _resampling_weights(strata: npt.NDArray[Any], resamples: int, rng: np.random.Generator) -> Floats:
-    """How often each image is drawn in each resample, `(resamples, N)`."""
-    weights = np.empty((resamples, len(strata)))
+@lru_cache(maxsize=8)
+def _resampling_weights(codes: bytes, resamples: int, seed: int) -> Floats:
+    """How often each image is drawn in each resample, `(N, resamples)`; `codes` are int64, each image's stratum.
+
+    Kept, because each audit of a training resamples the same images, and drawing takes longer than what follows.
+    """
+    strata = np.frombuffer(codes, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    weights = np.empty((len(strata), resamples))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
-        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+        weights[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples).T
     return weights
+
+
+def _percentiles(draws: Floats, shares: tuple[float, float]) -> list[Floats]:
+    """Of each row of `draws`, `(H, resamples)`, the values at two shares of the way up, interpolated; NaN of none.
+
+    A resample may hold no image of a small hypothesis: it is not finite, and says nothing about it.
+    """
+    finite = np.isfinite(draws)
+    ranked = np.sort(np.where(finite, draws, np.inf), axis=1)
+    last = finite.sum(axis=1) - 1
+    bounds: list[Floats] = []
+    for share in shares:
+        place = share * np.maximum(last, 0)
+        below = np.floor(place).astype(np.int64)
+        rows = np.arange(len(draws))
+        first, second = ranked[rows, below], ranked[rows, np.minimum(below + 1, np.maximum(last, 0))]
+        with np.errstate(invalid="ignore"):
+            bounds.append(np.where(last >= 0, first + (place - below) * (second - first), np.nan))
+    return bounds
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float, float]:

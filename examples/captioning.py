@@ -34,10 +34,11 @@ from bias_audit.localization import energy_share, enrichment, pointing_game, pro
 from bias_audit.stats import wilson
 
 PEOPLE, THINGS = ("woman", "man", "child"), ("ball", "kite", "dog")
-WORDS = ("<start>", "<end>", "a", "and", "with", *PEOPLE, *THINGS)
+WORDS = ("<padding>", "<start>", "<end>", "a", "and", "with", *PEOPLE, *THINGS)
 NUMBER = {word: number for number, word in enumerate(WORDS)}
+PADDING = NUMBER["<padding>"]
 # <start> a FIRST and a SECOND with a THING <end>: where the three words that speak of the image stand.
-FIRST, SECOND, THING = 2, 5, 8
+FIRST, SECOND, THING, LENGTH = 2, 5, 8, 10
 SIDE, SUBPIXELS = 64, 3
 
 Points = Sequence[tuple[float, float]]
@@ -59,10 +60,13 @@ class Scenes:
         return Scenes(self.images[:count], self.tokens[:count], self.masks[:count])
 
 
-def draw_scenes(count: int, seed: int) -> Scenes:
-    """`count` scenes with their captions."""
+def draw_scenes(count: int, seed: int, complete: bool) -> Scenes:
+    """`count` scenes with their captions; unless `complete`, the second person or the thing may be missing.
+
+    Without such scenes one word of three could be learned as that the other two do not fit.
+    """
     rng = np.random.default_rng(seed)
-    images, tokens, masks = zip(*(draw_scene(rng) for _ in range(count)), strict=True)
+    images, tokens, masks = zip(*(draw_scene(rng, complete) for _ in range(count)), strict=True)
     return Scenes(
         torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
         torch.tensor(tokens),
@@ -70,7 +74,9 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     )
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.bool_]]:
+def draw_scene(
+    rng: np.random.Generator, complete: bool
+) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.bool_]]:
     """One picture, its caption, and what each of the caption's three fills."""
     size = SIDE * SUBPIXELS
     picture, regions = Image.new("RGB", (size, size), colour(rng, 150, 235)), Image.new("L", (size, size))
@@ -87,19 +93,22 @@ def draw_scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[in
 
         return paint
 
-    people, thing = rng.permutation(PEOPLE)[:2], str(rng.choice(THINGS))
+    people, thing = rng.permutation(PEOPLE)[: 2 if complete or rng.random() < 0.7 else 1], str(rng.choice(THINGS))
     columns = 11 + 21 * rng.permutation(3) + rng.uniform(-1.5, 1.5, 3)
-    for region, (person, x) in enumerate(zip(people, columns, strict=False), start=1):
-        scale = rng.uniform(0.88, 1.0) * (0.65 if person == "child" else 1)
-        paint_person(brush(region, x, rng.uniform(54, 59), scale), person, rng)
-    height = {"ball": rng.uniform(30, 52), "kite": rng.uniform(12, 36), "dog": rng.uniform(48, 53)}[thing]
-    paint_thing(brush(3, columns[2], height, rng.uniform(1.2, 1.5)), thing, rng)
+    for region, person in enumerate(people):
+        scale = rng.uniform(0.88, 1.0) * (0.7 if person == "child" else 1)
+        paint_person(brush(1 + region, columns[region], rng.uniform(54, 59), scale), person, rng)
+    caption = "<start> a " + " and a ".join(people)
+    if complete or rng.random() < 0.7:
+        height = {"ball": rng.uniform(30, 52), "kite": rng.uniform(12, 36), "dog": rng.uniform(48, 53)}[thing]
+        paint_thing(brush(3, columns[2], height, rng.uniform(1.2, 1.5)), thing, rng)
+        caption += f" with a {thing}"
+    tokens = [NUMBER[word] for word in f"{caption} <end>".split()]
 
     noisy = np.asarray(picture.reduce(SUBPIXELS)) + rng.normal(0, 5, (SIDE, SIDE, 3))
     middle = np.asarray(regions)[SUBPIXELS // 2 :: SUBPIXELS, SUBPIXELS // 2 :: SUBPIXELS]
-    caption = f"<start> a {people[0]} and a {people[1]} with a {thing} <end>"
     masks = np.stack([middle == region for region in (1, 2, 3)])
-    return noisy.clip(0, 255).astype(np.uint8), [NUMBER[word] for word in caption.split()], masks
+    return noisy.clip(0, 255).astype(np.uint8), tokens + [PADDING] * (LENGTH - len(tokens)), masks
 
 
 def colour(rng: np.random.Generator, low: int, high: int) -> Colour:
@@ -126,8 +135,10 @@ def paint_person(paint: Paint, person: str, rng: np.random.Generator) -> None:
         paint([(-6, -34), (6, -34), (5, -19), (-5, -19)], top)
     for side in (-1, 1):
         paint([(4 * side, -34), (6.5 * side, -33), (9.5 * side, -21), (7.5 * side, -20)], top)
-    paint(ellipse(0, -40, 4.5, 6), skin)
-    paint([(-5, -41), (-4.5, -46), (0, -48), (4.5, -46), (5, -41), (3, -44), (-3, -44)], hair)
+    broad = 1.5 if person == "child" else 1
+    paint(ellipse(0, -40, 4.5 * broad, 6), skin)
+    cap = [(-5, -41), (-4.5, -46), (0, -48), (4.5, -46), (5, -41), (3, -44), (-3, -44)]
+    paint([(broad * x, y) for x, y in cap], hair)
 
 
 def paint_thing(paint: Paint, thing: str, rng: np.random.Generator) -> None:
@@ -177,7 +188,8 @@ class Captioner(pl.LightningModule):
         """Cross-entropy of every word; half of the batches are mirrored, which no caption minds."""
         images, tokens = batch
         images = images.flip(3) if torch.rand(()) < 0.5 else images
-        return nn.functional.cross_entropy(self(images, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        logits, words = self(images, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+        return nn.functional.cross_entropy(logits, words, ignore_index=PADDING)
 
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, its rate rising and falling once."""
@@ -193,11 +205,11 @@ def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> li
 
 
 @torch.no_grad()
-def describe(model: Captioner, images: Tensor, length: int = 9) -> Tensor:
-    """Captions `(B, 1 + length)`, each word the most probable one after those before."""
+def describe(model: Captioner, images: Tensor) -> Tensor:
+    """Captions `(B, 10)`, each word the most probable one after those before."""
     model.eval()
     tokens = torch.full((len(images), 1), NUMBER["<start>"])
-    for _ in range(length):
+    for _ in range(LENGTH - 1):
         tokens = torch.cat([tokens, model(images, tokens)[:, -1].argmax(dim=1, keepdim=True)], dim=1)
     return tokens
 
@@ -222,7 +234,7 @@ def explain_words(model: nn.Module, scenes: Scenes) -> Heatmaps:
             WordLogProbability(after_a, scenes.tokens[:, FIRST]),
             WordLogProbability(after_a, scenes.tokens[:, SECOND]),
             WordLogProbability(after_with_a, scenes.tokens[:, THING]),
-            CaptionLogProbability(predicted),
+            CaptionLogProbability(predicted, PADDING),
         ],
     )
 
@@ -333,7 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> Outcome:
     options = parser.parse_args(arguments)
 
     pl.seed_everything(options.seed)
-    train, held_out = draw_scenes(options.scenes, seed=options.seed), draw_scenes(300, seed=options.seed + 1_000_000)
+    train, held_out = (
+        draw_scenes(options.scenes, options.seed, complete=False),
+        draw_scenes(300, options.seed + 1_000_000, complete=True),
+    )
     model = Captioner()
     trainer = pl.Trainer(
         max_epochs=options.epochs,

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import math
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Pixels = list[tuple[int, int]]
+Pixels = list[tuple[int, ...]]
 
 
-def upsampled(coarse: Array, height: int, width: int) -> Array:
-    """Bilinear with half-pixel centres, clamped at the border, in float64."""
-    fine = np.zeros((height, width))
-    for y in range(height):
-        top, low_y, part_y = _place(y, height, coarse.shape[0])
-        for x in range(width):
-            left, right, part_x = _place(x, width, coarse.shape[1])
-            above = (1 - part_x) * float(coarse[top, left]) + part_x * float(coarse[top, right])
-            below = (1 - part_x) * float(coarse[low_y, left]) + part_x * float(coarse[low_y, right])
-            fine[y, x] = (1 - part_y) * above + part_y * below
+def upsampled(coarse: Array, *size: int) -> Array:
+    """Linear along each axis with half-pixel centres, clamped at the border, in float64."""
+    fine = np.zeros(size)
+    for place in np.ndindex(*size):
+        corners = product(*(_corners(p, f, c) for p, f, c in zip(place, size, coarse.shape, strict=True)))
+        for corner in corners:
+            at, weights = zip(*corner, strict=True)
+            fine[place] += math.prod(weights) * float(coarse[at])
     return fine
 
 
-def _place(position: int, fine: int, coarse: int) -> tuple[int, int, float]:
+def _corners(position: int, fine: int, coarse: int) -> list[tuple[int, float]]:
     source = max(0.0, (position + 0.5) * coarse / fine - 0.5)
     first = min(math.floor(source), coarse - 1)
-    return first, min(first + 1, coarse - 1), source - first
+    part = source - first
+    return [(first, 1 - part), (min(first + 1, coarse - 1), part)]
 
 
 def _all(mask: Array) -> Pixels:
-    return [(y, x) for y in range(mask.shape[0]) for x in range(mask.shape[1])]
+    return list(np.ndindex(*mask.shape))
 
 
 def _inside(mask: Array) -> Pixels:
-    return [(y, x) for y, x in _all(mask) if mask[y, x]]
+    return [p for p in _all(mask) if mask[p]]
 
 
 def energy_share(pixels: Array, mask: Array) -> float | None:
@@ -60,8 +59,14 @@ def pointing_game(pixels: Array, mask: Array, tolerance: int) -> float | None:
     if peak <= 0 or not inside:
         return None
     peaks = [p for p in _all(mask) if float(pixels[p]) == peak]
-    hits = [any((y - b) ** 2 + (x - a) ** 2 <= tolerance**2 for b, a in inside) for y, x in peaks]
+    hits = [any(_near(p, q, tolerance) for q in inside) for p in peaks]
     return sum(hits) / len(hits)
+
+
+def _near(one: tuple[int, ...], other: tuple[int, ...], tolerance: int) -> bool:
+    """Within the tolerance in the plane of the image, and of a clip in the same frame."""
+    (*frame, y, x), (*other_frame, b, a) = one, other
+    return frame == other_frame and (y - b) ** 2 + (x - a) ** 2 <= tolerance**2
 
 
 def iou(pixels: Array, mask: Array, threshold: float) -> float | None:
@@ -88,3 +93,19 @@ def relevance_rank_accuracy(pixels: Array, mask: Array) -> float | None:
         if not places:
             break
     return expected / len(inside)
+
+
+def rank_slack(pixels: Array, mask: Array, levels: int) -> float:
+    """By how much the rank accuracy may be off where pixels of one level out of `levels` count as equal.
+
+    At most a quarter of those that may share the K-th one's level (its whole neighbourhood here), out of K.
+    """
+    size = len(_inside(mask))
+    if not size:
+        return 0.0
+    values = sorted((float(pixels[p]) for p in _all(mask)), reverse=True)
+    width = (values[0] - values[-1]) / levels
+    # However narrow a level is, rounding puts pixels on it that differ in their last bits.
+    near = sum(abs(v - values[size - 1]) <= width + 1e-6 * values[0] for v in values)
+    equal = sum(v == values[size - 1] for v in values)
+    return near / 4 / size if near > equal else 0.0

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bias_audit import explain
 from bias_audit.attribution.cam import FORMULAS, SIGNS, Sign, eigencam
 from bias_audit.attribution.capture import borrowed
 from bias_audit.attribution.methods import METHODS, Method, find_method
@@ -455,3 +456,17 @@ def test_methods_are_descriptions_that_cannot_change() -> None:
         METHODS["cam"].name = "other"  # type: ignore[misc]
     assert isinstance(METHODS["cam"], Method)
     assert METHODS["cam"].passes is cam
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scorecam_by_default_explains_what_was_predicted_of_the_whole_image(seed: int) -> None:
+    # Of masked images this network predicts other classes, whose scores are not those to compare.
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 4))
+    nn.init.normal_(net[3].weight, std=1.0)
+    inputs = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        predicted = net(inputs).argmax(dim=1)
+    default, named = (explain(net, inputs, target=t, layer="1", method="scorecam").maps for t in (None, predicted))
+    torch.testing.assert_close(default, named)
+    assert default.max() > 0

@@ -33,7 +33,7 @@ class QuickInit(TorchFunctionMode):
 
 def torchvision_model(name: str) -> tuple[nn.Module, int]:
     """The model with five classes, and the size of a small image that it takes."""
-    size = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}.get(name, 64)
+    size = {"inception_v3": 160, "maxvit_t": 224, "vit_h_14": 56}.get(name, 64)
     extra: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         extra = {"init_weights": False}

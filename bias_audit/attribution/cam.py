@@ -178,19 +178,6 @@ ONE_SIDED: tuple[Sign, ...] = ("positive", "signed")
 NO_GRADIENT = "{} takes no gradient, so it has no evidence against the score to show"
 
 
-def formula(method: str | Formula) -> Formula:
-    """The function that a method's name stands for; a function stands for itself.
-
-    Raises:
-        ValueError: no method has this name.
-    """
-    if callable(method):
-        return method
-    if method not in FORMULAS:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(FORMULAS)}, or a function")
-    return FORMULAS[method]
-
-
 def check_sign(sign: str, allowed: tuple[Sign, ...] = SIGNS, why: str = "") -> None:
     """Raise ValueError unless `sign` is one of the four, and of those that a method allows; `why` it allows no more."""
     if sign not in SIGNS:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bias_audit.attribution.layers import Forward, call, first_tensor, shape_of_images, submodule
+from bias_audit.attribution.inputs import shape_of_images
+from bias_audit.attribution.layers import Forward, call, first_tensor, submodule
 from bias_audit.attribution.layouts import Layout, find_layout
 from bias_audit.attribution.targets import Target
 from bias_audit.rng import preserved_rng

@@ -18,7 +18,7 @@ from bias_audit.attribution.layers import Forward, call, find_layer
 from bias_audit.attribution.layouts import Layout
 from bias_audit.attribution.methods import Explained, find_method
 from bias_audit.attribution.resize import upsample
-from bias_audit.attribution.targets import BinaryLogit, ClassLogit, Target, predicted_logit
+from bias_audit.attribution.targets import BinaryLogit, ClassLogit, Target, check_logits, predicted_logit
 
 # In place of a layer's name, where a method explains the image's pixels.
 INPUT = "input"
@@ -137,12 +137,7 @@ def _as_target(target: Tensor | Target | None) -> Target:
     """The function that a target stands for: class indices for their logits, None for the predicted class's."""
     if isinstance(target, Tensor):
         return _OfClasses(target)
-    return target or _predicted
-
-
-def _predicted(outputs: Any) -> Tensor:
-    check_logits(outputs)
-    return predicted_logit(outputs)
+    return target or predicted_logit
 
 
 @dataclass(frozen=True)
@@ -157,17 +152,6 @@ class _OfClasses:
         one_logit = outputs.shape[1] == 1
         check_classes(self.classes, 2 if one_logit else outputs.shape[1])
         return (BinaryLogit if one_logit else ClassLogit)(self.classes)(outputs)
-
-
-def check_logits(outputs: Any) -> None:
-    """Raise ValueError unless a model's outputs are logits `(B, classes)`."""
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"expected a model output (B, classes), got {type(outputs).__name__}: give a `target`, a function from "
-            "that output to one score per image"
-        )
-    if outputs.ndim != 2:
-        raise ValueError(f"expected a model output (B, classes), got {tuple(outputs.shape)}: give a `target` function")
 
 
 def check_classes(classes: Tensor, count: int) -> None:

@@ -1,7 +1,7 @@
 """The images among a model's inputs.
 
-Enters: what a model takes: images, clips, or a pytree such as a dict that holds them. Leaves: the images, and a way to
-put others in their place.
+Enters: what a model takes: images, clips, or a pytree such as a dict that holds them. Leaves: the images, their size,
+and a way to put others in their place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+
+def shape_of_images(inputs: Any) -> tuple[int, tuple[int, ...]]:
+    """How many images there are among a model's inputs, and their size `(H, W)`, of clips `(T, H, W)`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    leaves = tree_leaves(inputs)
+    images: Tensor = leaves[_place_of_images(leaves)]
+    return len(images), tuple(images.shape[2:])
 
 
 def take_images(inputs: Any) -> tuple[Tensor, Callable[[Tensor, int], Any]]:
@@ -29,9 +40,7 @@ def take_images(inputs: Any) -> tuple[Tensor, Callable[[Tensor, int], Any]]:
         {'image': (6, 3, 4, 4), 'question': (6, 1)}
     """
     leaves, spec = tree_flatten(inputs)
-    at = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim in (4, 5)), None)
-    if at is None:
-        raise ValueError("expected images (B, 3, H, W) or clips (B, 3, T, H, W) among the inputs, found neither")
+    at = _place_of_images(leaves)
     images: Tensor = leaves[at]
     if not images.is_floating_point():
         raise ValueError(
@@ -49,3 +58,10 @@ def take_images(inputs: Any) -> tuple[Tensor, Callable[[Tensor, int], Any]]:
         return tree_unflatten(repeated, spec)
 
     return images, put
+
+
+def _place_of_images(leaves: list[Any]) -> int:
+    for at, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.ndim in (4, 5):
+            return at
+    raise ValueError("expected images (B, 3, H, W) or clips (B, 3, T, H, W) among the inputs, found neither")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layouts import Layout, find_layout
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -31,18 +32,6 @@ _PASSES_OVER = (
 def call(model: nn.Module, inputs: Any) -> Any:
     """The forward pass of a model that takes its inputs as one argument."""
     return model(inputs)
-
-
-def shape_of_images(inputs: Any) -> tuple[int, tuple[int, ...]]:
-    """How many images, and their size `(H, W)`, of clips `(T, H, W)`, in a batch of them or a pytree that holds one.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.ndim in (4, 5):
-            return len(leaf), tuple(leaf.shape[2:])
-    raise ValueError("expected images (B, 3, H, W) or clips (B, 3, T, H, W) among the inputs, found neither")
 
 
 def first_tensor(output: Any) -> Any:

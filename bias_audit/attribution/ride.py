@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bias_audit.attribution.capture import Capture, Tap, as_the_model_takes_them
-from bias_audit.attribution.layers import Forward, call, shape_of_images, submodule
+from bias_audit.attribution.inputs import shape_of_images
+from bias_audit.attribution.layers import Forward, call, submodule
 from bias_audit.attribution.targets import Target
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,20 @@ class ClassMargin:
         return (outputs.gather(1, index) - others.amax(dim=1, keepdim=True))[:, 0]
 
 
+def check_logits(outputs: Any) -> None:
+    """Raise ValueError unless a model's outputs are logits `(B, classes)`."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"expected a model output (B, classes), got {type(outputs).__name__}: give a `target`, a function from "
+            "that output to one score per image"
+        )
+    if outputs.ndim != 2:
+        raise ValueError(f"expected a model output (B, classes), got {tuple(outputs.shape)}: give a `target` function")
+
+
 def predicted_logit(outputs: Tensor) -> Tensor:
     """The logit of the predicted class, `(B,)`; of a head with one logit, the logit turned for class 0."""
+    check_logits(outputs)
     return outputs[:, 0].abs() if outputs.shape[1] == 1 else outputs.amax(dim=1)
 
 
