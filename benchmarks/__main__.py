@@ -14,16 +14,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.contenders import GROUPS, Skipped, agreements
+from benchmarks.contenders import GROUPS, Skipped
 from benchmarks.gpu import measure_device
 from benchmarks.memory import can_measure, measure_all, tasks_of
+from benchmarks.peers import agreements
 from benchmarks.report import write_page, written
 from benchmarks.results import Block, Results, checks, this_machine, today
 from benchmarks.timing import alternate
 from benchmarks.workloads import SPECS, Spec, make_workload
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 12
+ROUNDS = 6
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=SPECS, default=list(SPECS), help="which models")
-    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help="rounds of explanations; audits get half")
+    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help="rounds; audits get half")
     parser.add_argument("--batch", type=_positive, help="images per batch; by default chosen for each model")
     parser.add_argument("--images", type=_positive, help="images in an audit; by default chosen for each model")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="threads of torch")

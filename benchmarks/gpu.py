@@ -110,13 +110,15 @@ def matmul_tflops(dtype: torch.dtype, device: str, size: int, repeats: int = 10)
 
 
 def _row(work: Workload, precision: Precision, reachable: float, device: str, rounds: int) -> DeviceRow:
-    auditor = Auditor(work.audit_set, AuditPlan(layer=work.spec.layer, batch_size=work.spec.batch, max_samples=10**6))
+    count = len(work.audit_set)
+    plan = AuditPlan(layer=work.spec.layer, batch_size=work.spec.batch, max_samples=count, fitness_samples=0)
+    auditor = Auditor(work.audit_set, plan)
     runs: dict[str, Callable[[], object]] = {
         BARE: partial(bare, work.model, work.batches),
         EXPLAIN: lambda: [ours(work, batch) for batch in work.batches],
         AUDIT: partial(auditor.run, work.model),
     }
-    contenders = [Contender(name, run, run) for name, run in runs.items()]
+    contenders = [Contender(name, run) for name, run in runs.items()]
     series = alternate(contenders, rounds, wait=_wait(device))
     seconds = sorted(s for s in series[0].seconds if s is not None)[rounds // 2]
     explanation, audit = (median_interval(ratios(each, series[0])) for each in series[1:])

@@ -1,7 +1,7 @@
 """Peak memory of one contender, in a process of its own.
 
 Enters: a model, a group and a contender by name. Leaves: how much resident memory the process needed at most while the
-contender was made, warmed up and run, and how much it had before: with the model and the data in memory and after one
+contender was made and run, and how much it had before: with the model and the data in memory and after one
 bare forward pass, so that what every process loads and allocates once is in neither.
 
 glibc keeps freed memory for itself, which would blur the peak. In the measured process it is told to give every block
@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.contenders import AFTERWARDS, GROUPS, bare
+from benchmarks.contenders import AFTERWARDS, AUDIT_GROUP, EXPLANATION_GROUP, GROUPS, TESTED, bare
 from benchmarks.workloads import SPECS, Spec, make_workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,15 +97,16 @@ def measure(task: Task) -> tuple[float, float]:
         _CLEAR.write_text("5")
         group = GROUPS[task.group](work, Path(folder) / "run")
         contender = next(c for c in group.contenders if c.name == task.contender)
-        contender.warm_up()
         contender.run()
         return before, _resident("VmHWM")
 
 
 def tasks_of(spec: Spec, group: str, contenders: Sequence[str]) -> list[Task]:
-    """The tasks of one group: two batches are audited, which need as much as more would."""
-    small = dataclasses.replace(spec, images=min(spec.images, 2 * spec.batch))
-    return [Task(small, group, name) for name in contenders if name != AFTERWARDS]
+    """The tasks of one group: of an audit one batch, which needs as much as more would."""
+    if group not in (EXPLANATION_GROUP, AUDIT_GROUP):
+        return []
+    small = dataclasses.replace(spec, images=spec.batch)
+    return [Task(small, group, name) for name in contenders if name not in (AFTERWARDS, TESTED)]
 
 
 def _resident(field: str) -> float:

@@ -22,16 +22,16 @@ from benchmarks.contenders import (
     AUDIT,
     AUDIT_GROUP,
     BARE,
-    CAPTUM,
     EXPLAIN,
     EXPLANATION_GROUP,
-    PEERS,
-    QUANTUS,
-    Agreement,
+    RIDE,
+    VALIDATION,
+    VALIDATION_GROUP,
     Skipped,
 )
 from benchmarks.gpu import DeviceRow
 from benchmarks.memory import Memory
+from benchmarks.peers import CAPTUM, PEERS, QUANTUS, Agreement
 from benchmarks.timing import Floats, Interval, Series, median_interval, ratios
 
 Outcome = Literal["met", "missed", "undecided"]
@@ -146,6 +146,9 @@ def checks(results: Results) -> Iterator[Check]:
         if audited is not None:
             yield from _at_most(model, "time of a complete audit / bare forward", audited, AUDIT, BARE, 1.05)
             yield from _at_least(model, "time of grad-cam + Quantus / complete audit", audited, QUANTUS, AUDIT, 4.0)
+        validated = results.block(model, VALIDATION_GROUP)
+        if validated is not None:
+            yield from _at_most(model, "time of a validation with an audit / alone", validated, RIDE, VALIDATION, 1.03)
         yield from _memory_checks(results, model)
 
 

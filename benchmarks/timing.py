@@ -18,22 +18,22 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """Something to time.
 
-    `run` is what is timed, `warm_up` runs once before; `every` is 1 to be timed in each round, n in every n-th, for
-    what is too slow to be timed as often as the rest.
+    `run` is what is timed; `warm_up` runs once before, by default `run` does. `every` is 1 to be timed in each round, n
+    in every n-th, for what is too slow to be timed as often as the rest.
     """
 
     name: str
     run: Callable[[], object]
-    warm_up: Callable[[], object]
     every: int = 1
+    warm_up: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def alternate(
     rounds: int,
     *,
     seed: int = 0,
-    tidy: Callable[[], object] = _nothing,
-    wait: Callable[[], object] = _nothing,
+    tidy: Callable[[], object] = nothing,
+    wait: Callable[[], object] = nothing,
     progress: Callable[[str], object] = lambda name: None,
 ) -> tuple[Series, ...]:
     """Time the contenders in `rounds` rounds, each time in another order, after warming all of them up.
@@ -71,8 +71,9 @@ def alternate(
         progress: called with a contender's name before it runs.
 
     Example:
+        >>> from functools import partial
         >>> done = []
-        >>> each = [Contender(n, lambda n=n: done.append(n), lambda: None, every=e) for n, e in (("a", 1), ("b", 2))]
+        >>> each = [Contender(n, partial(done.append, n), every, nothing) for n, every in (("a", 1), ("b", 2))]
         >>> [sum(s is not None for s in series.seconds) for series in alternate(each, rounds=4)]
         [4, 2]
         >>> sorted(done)
@@ -82,7 +83,7 @@ def alternate(
     for contender in contenders:
         progress(contender.name)
         tidy()
-        contender.warm_up()
+        (contender.warm_up or contender.run)()
     seconds: dict[str, list[float | None]] = {c.name: [None] * rounds for c in contenders}
     for number in range(rounds):
         due = [c for c in contenders if number % c.every == 0]

@@ -86,10 +86,10 @@ class Explainer:
         if not self.similarity.measured:
             reason = self.similarity.reason or "it was not measured"
             return f"whether the {self.method} maps depend on the model's weights is unknown: {reason}"
-        alike = f"rank correlation {_interval(self.similarity)} with those of random weights"
+        alike = f"their rank correlation with maps of random weights is {_interval(self.similarity)}"
         if self.fit is None:
             return f"whether the {self.method} maps depend on the model's weights is open: {alike}"
-        return f"the {self.method} maps are unfit as evidence, because they hardly depend on the weights: {alike}"
+        return f"the {self.method} maps are unfit as evidence: {alike}"
 
 
 def explainers(estimates: Iterable[Estimate], policy: Policy) -> tuple[Explainer, ...]:

@@ -34,9 +34,8 @@ from bias_audit.localization import energy_share, enrichment, pointing_game, pro
 from bias_audit.stats import wilson
 
 PEOPLE, THINGS = ("woman", "man", "child"), ("ball", "kite", "dog")
-WORDS = ("<padding>", "<start>", "<end>", "a", "and", "with", *PEOPLE, *THINGS)
+WORDS = ("<start>", "<end>", "a", "and", "with", *PEOPLE, *THINGS)
 NUMBER = {word: number for number, word in enumerate(WORDS)}
-PADDING = NUMBER["<padding>"]
 # <start> a FIRST and a SECOND with a THING <end>: where the three words that speak of the image stand.
 FIRST, SECOND, THING, LENGTH = 2, 5, 8, 10
 SIDE, SUBPIXELS = 64, 3
@@ -60,13 +59,10 @@ class Scenes:
         return Scenes(self.images[:count], self.tokens[:count], self.masks[:count])
 
 
-def draw_scenes(count: int, seed: int, complete: bool) -> Scenes:
-    """`count` scenes with their captions; unless `complete`, the second person or the thing may be missing.
-
-    Without such scenes one word of three could be learned as that the other two do not fit.
-    """
+def draw_scenes(count: int, seed: int) -> Scenes:
+    """`count` scenes with their captions."""
     rng = np.random.default_rng(seed)
-    images, tokens, masks = zip(*(draw_scene(rng, complete) for _ in range(count)), strict=True)
+    images, tokens, masks = zip(*(draw_scene(rng) for _ in range(count)), strict=True)
     return Scenes(
         torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
         torch.tensor(tokens),
@@ -74,9 +70,7 @@ def draw_scenes(count: int, seed: int, complete: bool) -> Scenes:
     )
 
 
-def draw_scene(
-    rng: np.random.Generator, complete: bool
-) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.bool_]]:
+def draw_scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.bool_]]:
     """One picture, its caption, and what each of the caption's three fills."""
     size = SIDE * SUBPIXELS
     picture, regions = Image.new("RGB", (size, size), colour(rng, 150, 235)), Image.new("L", (size, size))
@@ -93,22 +87,19 @@ def draw_scene(
 
         return paint
 
-    people, thing = rng.permutation(PEOPLE)[: 2 if complete or rng.random() < 0.7 else 1], str(rng.choice(THINGS))
+    people, thing = rng.permutation(PEOPLE)[:2], str(rng.choice(THINGS))
     columns = 11 + 21 * rng.permutation(3) + rng.uniform(-1.5, 1.5, 3)
     for region, person in enumerate(people):
-        scale = rng.uniform(0.88, 1.0) * (0.7 if person == "child" else 1)
+        scale = rng.uniform(0.88, 1.0) * (0.75 if person == "child" else 1)
         paint_person(brush(1 + region, columns[region], rng.uniform(54, 59), scale), person, rng)
-    caption = "<start> a " + " and a ".join(people)
-    if complete or rng.random() < 0.7:
-        height = {"ball": rng.uniform(30, 52), "kite": rng.uniform(12, 36), "dog": rng.uniform(48, 53)}[thing]
-        paint_thing(brush(3, columns[2], height, rng.uniform(1.2, 1.5)), thing, rng)
-        caption += f" with a {thing}"
-    tokens = [NUMBER[word] for word in f"{caption} <end>".split()]
+    height = {"ball": rng.uniform(30, 52), "kite": rng.uniform(12, 36), "dog": rng.uniform(48, 53)}[thing]
+    paint_thing(brush(3, columns[2], height, rng.uniform(1.2, 1.5)), thing, rng)
 
     noisy = np.asarray(picture.reduce(SUBPIXELS)) + rng.normal(0, 5, (SIDE, SIDE, 3))
     middle = np.asarray(regions)[SUBPIXELS // 2 :: SUBPIXELS, SUBPIXELS // 2 :: SUBPIXELS]
     masks = np.stack([middle == region for region in (1, 2, 3)])
-    return noisy.clip(0, 255).astype(np.uint8), tokens + [PADDING] * (LENGTH - len(tokens)), masks
+    caption = f"<start> a {people[0]} and a {people[1]} with a {thing} <end>"
+    return noisy.clip(0, 255).astype(np.uint8), [NUMBER[word] for word in caption.split()], masks
 
 
 def colour(rng: np.random.Generator, low: int, high: int) -> Colour:
@@ -117,7 +108,7 @@ def colour(rng: np.random.Generator, low: int, high: int) -> Colour:
 
 
 def paint_person(paint: Paint, person: str, rng: np.random.Generator) -> None:
-    """A standing figure, 46 high, the ground at 0."""
+    """A standing figure, 48 high, the ground at 0: a pleated dress, a jacket with a tie, or a striped shirt."""
     skin = ((240, 200, 170), (190, 135, 95), (110, 72, 52))[rng.integers(3)]
     hair, top, bottom = colour(rng, 20, 110), colour(rng, 40, 230), colour(rng, 30, 200)
     if person == "woman":
@@ -125,24 +116,28 @@ def paint_person(paint: Paint, person: str, rng: np.random.Generator) -> None:
         for side in (-1, 1):
             paint([(2.5 * side, -10), (side, -10), (side, 0), (2.5 * side, 0)], skin)
         paint([(-4, -34), (4, -34), (3, -24), (9, -8), (-9, -8), (-3, -24)], top)
+        for pleat in (-2, 0, 2):
+            paint([(pleat - 0.5, -24), (pleat + 0.5, -24), (3 * pleat + 1, -8), (3 * pleat - 1, -8)], darker(top))
     elif person == "man":
         paint([(-5.5, -20), (5.5, -20), (5.5, 0), (1, 0), (0, -14), (-1, 0), (-5.5, 0)], bottom)
         paint([(-7, -34), (7, -34), (6, -18), (-6, -18)], top)
+        paint([(-4, -34), (4, -34), (0, -21)], (245, 245, 240))
+        paint([(-1, -34), (1, -34), (1.3, -24), (0, -22), (-1.3, -24)], darker(top))
     else:
         paint([(-5, -20), (5, -20), (5, -12), (0, -13), (-5, -12)], bottom)
         for side in (-1, 1):
             paint([(4 * side, -12), (2 * side, -12), (2 * side, 0), (4 * side, 0)], skin)
         paint([(-6, -34), (6, -34), (5, -19), (-5, -19)], top)
+        for stripe in (-32, -28, -24):
+            paint([(-6, stripe), (6, stripe), (6, stripe + 2), (-6, stripe + 2)], (245, 245, 240))
     for side in (-1, 1):
         paint([(4 * side, -34), (6.5 * side, -33), (9.5 * side, -21), (7.5 * side, -20)], top)
-    broad = 1.5 if person == "child" else 1
-    paint(ellipse(0, -40, 4.5 * broad, 6), skin)
-    cap = [(-5, -41), (-4.5, -46), (0, -48), (4.5, -46), (5, -41), (3, -44), (-3, -44)]
-    paint([(broad * x, y) for x, y in cap], hair)
+    paint(ellipse(0, -40, 4.5, 6), skin)
+    paint([(-5, -41), (-4.5, -46), (0, -48), (4.5, -46), (5, -41), (3, -44), (-3, -44)], hair)
 
 
 def paint_thing(paint: Paint, thing: str, rng: np.random.Generator) -> None:
-    """A thing about 12 wide round the origin."""
+    """A thing about 12 wide round the origin: a ball with a band, a kite in two colours or a dog with a spot."""
     fill = colour(rng, 30, 240)
     other = tuple(255 - value for value in fill)
     if thing == "ball":
@@ -150,11 +145,17 @@ def paint_thing(paint: Paint, thing: str, rng: np.random.Generator) -> None:
         paint([(-5, -1), (5, -1), (5, 1), (-5, 1)], other)
     elif thing == "kite":
         paint([(0, -8), (5, -1), (0, 7), (-5, -1)], fill)
-        paint([(0, -8), (5, -1), (0, -1)], other)
+        paint([(0, -8), (5, -1), (0, 7)], other)
     else:
-        outline = [(-6, -3), (3, -3), (3, -6), (7, -6), (7, -2), (4, -1), (4, 5), (2, 5), (2, 1), (-4, 1), (-4, 5)]
+        outline = [(-6, -4), (3, -4), (3, -7), (7, -7), (7, -3), (4, -1), (4, 5), (2, 5), (2, 1), (-4, 1), (-4, 5)]
         facing = rng.choice((-1, 1))
         paint([(facing * x, y) for x, y in [*outline, (-6, 5)]], fill)
+        paint(ellipse(-2 * facing, -1.5, 2, 1.5), other)
+
+
+def darker(fill: Colour) -> Colour:
+    """The same colour in shadow."""
+    return tuple(value // 2 for value in fill)
 
 
 def ellipse(x: float, y: float, width: float, height: float) -> Points:
@@ -189,13 +190,13 @@ class Captioner(pl.LightningModule):
         images, tokens = batch
         images = images.flip(3) if torch.rand(()) < 0.5 else images
         logits, words = self(images, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
-        return nn.functional.cross_entropy(logits, words, ignore_index=PADDING)
+        return nn.functional.cross_entropy(logits, words)
 
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, its rate rising and falling once."""
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=0.01)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -234,7 +235,7 @@ def explain_words(model: nn.Module, scenes: Scenes) -> Heatmaps:
             WordLogProbability(after_a, scenes.tokens[:, FIRST]),
             WordLogProbability(after_a, scenes.tokens[:, SECOND]),
             WordLogProbability(after_with_a, scenes.tokens[:, THING]),
-            CaptionLogProbability(predicted, PADDING),
+            CaptionLogProbability(predicted),
         ],
     )
 
@@ -339,16 +340,13 @@ def main(arguments: Sequence[str] | None = None) -> Outcome:
     """Train, explain, and say where the maps lie."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=2000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/captioning"))
     options = parser.parse_args(arguments)
 
     pl.seed_everything(options.seed)
-    train, held_out = (
-        draw_scenes(options.scenes, options.seed, complete=False),
-        draw_scenes(300, options.seed + 1_000_000, complete=True),
-    )
+    train, held_out = draw_scenes(options.scenes, options.seed), draw_scenes(300, options.seed + 1_000_000)
     model = Captioner()
     trainer = pl.Trainer(
         max_epochs=options.epochs,

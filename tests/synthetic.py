@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policy import Policy
 from bias_audit.records import AUDITS, AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet
-from bias_audit.terms import REMAINDER, Estimate, Role, Subjects
+from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
 from bias_audit.verdict import judge
 
 Array = npt.NDArray[Any]
@@ -62,6 +62,7 @@ def make_run(
     gap: float = 0.3,
     spread: float = 0.1,
     silent: int = 1,
+    fitness: Mapping[str, float] | None = None,
     policy: Policy | None = None,
     run_id: str = "synthetic-0",
     reference: bool = False,
@@ -74,7 +75,8 @@ def make_run(
     As it stands the run is violated (reliance on hair). `hair_enrichment=0.7, gap=0.02, spread=0.02` makes it held,
     `spread=3.0` inconclusive. `enrichment` gives other regions' values at the last audit; `gap` is the accuracy of the
     best minus the worst group then, `spread` the half-width of the intervals relative to the value. Of each audit
-    `silent` samples have an all-zero heatmap. `policy` is by default `POLICY`, or the tool's own where `attributes`
+    `silent` samples have an all-zero heatmap. `fitness` gives each explanation method's similarity to random weights,
+    measured at the first audit and carried on. `policy` is by default `POLICY`, or the tool's own where `attributes`
     has no gender. `reference` puts an audit before training in front, at step 0, beside the `audits`. `failed` is the
     reason why a further audit could not be made; `torn` cuts off the last record.
     """
@@ -112,6 +114,12 @@ def make_run(
         accuracy, difference = 0.55 + 0.35 * progress, gap * progress
         scores = _scores(sheet, subjects, cover, looks, accuracy, difference, silent, rng)
         estimates = _estimates(subjects, scores, looks, accuracy, difference, spread, rng)
+        if k >= 0:
+            estimates += tuple(
+                Estimate(metric, value, value - 0.05, value + 0.05, 16, method=method, age=k)
+                for metric in EXPLAINER_METRICS
+                for method, value in (fitness or {}).items()
+            )
         directory.append(
             AuditResult(
                 step=100 * (k + 1),

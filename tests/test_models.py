@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,14 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights, list_models
 
 from bias_audit import explain
 from bias_audit.attribution.explain import fuse
 from bias_audit.attribution.layers import find_layer
 from bias_audit.attribution.layouts import TokenGrid, channels_first, channels_last, find_layout
+from bias_audit.attribution.rows import SparseRows
 from bias_audit.attribution.targets import Contrast
 
 
@@ -469,3 +472,59 @@ def test_the_search_leaves_no_graph_and_no_hook(net: Net, images: Tensor) -> Non
         assert find_layer(net, images) == "late"
     assert all(p.grad is None for p in net.parameters())
     assert not any(m._forward_hooks for m in net.modules())
+
+
+# Gradients of linear layers, only where there are any.
+
+
+@pytest.mark.parametrize("read", ["class token", "mean of tokens"])
+def test_skipping_rows_without_gradient_changes_no_gradient(read: str) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.Linear(16, 8, bias=False)]
+    tokens = torch.randn(3, 10, 8, requires_grad=True)
+
+    def score() -> Tensor:
+        hidden = layers[1](nn.functional.gelu(layers[0](tokens)))
+        return ((hidden[:, 0] if read == "class token" else hidden.mean(1)) ** 2).sum()
+
+    plain = score()
+    expected = torch.autograd.grad(plain, tokens)[0]
+    with SparseRows():
+        sparse = score()
+    assert torch.equal(sparse, plain)
+    torch.testing.assert_close(torch.autograd.grad(sparse, tokens)[0], expected)
+
+
+def test_what_is_skipped_are_multiplications() -> None:
+    weight = torch.randn(64, 64)
+    tokens = torch.randn(4, 50, 64, requires_grad=True)
+
+    def flops(context: Any) -> int:
+        with context:
+            total = nn.functional.linear(tokens, weight)[:, 0].sum()
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(total, tokens)
+        return counter.get_total_flops()
+
+    # Of 50 tokens one has a gradient.
+    assert flops(nullcontext()) == 50 * flops(SparseRows()) == 2 * 4 * 50 * 64 * 64
+
+
+def test_attention_is_explained_as_without_skipping() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    nn.init.normal_(model.heads.head.weight)
+    images = torch.rand(2, 3, 32, 32)
+    heatmaps = explain(model, images, target=torch.tensor([0, 2]), sign="signed")
+    # By hand: the last block from its first norm on.
+    block = model.encoder.layers[1]
+    tokens = torch.cat([model.class_token.expand(2, -1, -1), model._process_input(images)], dim=1)
+    before = model.encoder.layers[0](tokens + model.encoder.pos_embedding)
+    normed = block.ln_1(before).detach().requires_grad_()
+    attended = before.detach() + block.self_attention(normed, normed, normed, need_weights=False)[0]
+    after = model.encoder.ln(attended + block.mlp(block.ln_2(attended)))
+    logits = model.heads(after[:, 0])
+    gradient = torch.autograd.grad(logits[0, 0] + logits[1, 2], normed)[0]
+    weights = gradient[:, 1:].mean(1)
+    expected = torch.einsum("bc,bnc->bn", weights, normed[:, 1:]).reshape(2, 4, 4)
+    torch.testing.assert_close(heatmaps.maps, expected, rtol=1e-4, atol=1e-6)

@@ -522,6 +522,24 @@ def test_thinning_keeps_both_ends(count: int, most: int) -> None:
     assert len(kept) == min(count, most) == len(set(kept))
 
 
+def test_the_page_says_which_explanations_are_fit(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    path = make_run(tmp_path / "run", fitness={"gradcam": 0.1, "hirescam": 0.9}, reference=True)
+    write_report(path)
+    section = open_page(path).locator("section", has_text="Are the explanations fit?")
+    rows = [row.split("\t") for row in section.locator("tbody").inner_text().strip().split("\n")]
+    # Measured at the first audit after training began, two audits ago.
+    assert [[cell.strip() for cell in (*row[:3], row[-1])] for row in rows] == [
+        ["Grad-CAM", "Fit", "0.100 [0.050, 0.150]", "100"],
+        ["HiResCAM", "Unfit", "0.900 [0.850, 0.950]", "100"],
+    ]
+    assert "beyond a similarity of 0.7" in section.inner_text()
+    # What the unfit method says of the other region is not in the findings.
+    assert "hirescam" not in "".join(f.sentence for f in read_run(path).audits[-1].judgement.findings)
+    open_ = render(read_run(make_run(tmp_path / "open", fitness={"gradcam": 0.7})))
+    assert "Unknown" in open_ and "is open: their rank correlation with maps of random weights is 0.70" in open_
+    assert "Are the explanations fit?" not in render(read_run(make_run(tmp_path / "untested")))
+
+
 def test_a_report_needs_no_torch() -> None:
     code = "import sys, bias_audit.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

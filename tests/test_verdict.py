@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from bias_audit.policy import Policy, Rule, Tolerance
 from bias_audit.terms import Estimate, Outcome, Subjects, Verdict
-from bias_audit.verdict import Check, Finding, Judgement, judge
+from bias_audit.verdict import Check, Finding, Judgement, explainers, judge
 
 RELIANCE, SUSPECTED, CLEARED, INCONCLUSIVE = Verdict
 HELD, VIOLATED, UNKNOWN = Outcome
@@ -152,6 +152,117 @@ def test_what_is_no_evidence_of_a_finding() -> None:
     findings = found((by_group, over_all, *LOOKS["no"], *GAPS["no"]))
     assert {f.verdict for f in findings.values()} == {CLEARED}
     assert {f.verdict for f in found((by_group, over_all)).values()} == {INCONCLUSIVE}
+
+
+SIMILARITIES = {
+    "fit": (0.1, 0.0, 0.2),
+    "just fit": (0.6, 0.5, 0.7),
+    "open": (0.7, 0.6, 0.8),
+    "unfit": (0.9, 0.8, 1.0),
+    "unmeasured": (None, None, None),
+}
+
+
+def fitness(method: str, state: str, n: int = 16) -> Estimate:
+    return Estimate("randomisation_similarity", *SIMILARITIES[state], n, method=method, reason="no map was drawn")
+
+
+def hirescam(value: float, low: float, high: float) -> Estimate:
+    return enrichment(value, low, high, method="hirescam")
+
+
+def test_a_method_is_fit_if_the_whole_interval_lies_within_the_tolerance() -> None:
+    expected = {"fit": True, "just fit": True, "open": None, "unfit": False, "unmeasured": None}
+    for state, fit in expected.items():
+        (known,) = explainers([fitness("gradcam", state), *LOOKS["yes"]], Policy())
+        assert (known.method, known.fit) == ("gradcam", fit)
+    stricter = Policy.model_validate({"tolerance": {"randomisation_similarity": 0.65}})
+    assert [x.fit for x in explainers([fitness("gradcam", "just fit")], stricter)] == [None]
+    assert explainers([*LOOKS["yes"], *GAPS["yes"]], Policy()) == ()
+
+
+@pytest.mark.parametrize("state", SIMILARITIES)
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("g", GAPS)
+def test_what_rests_on_maps_that_are_not_shown_to_be_fit_is_open(state: str, look: str, g: str) -> None:
+    subjects = NOT_ANNOTATED if g == "not annotated" else SUBJECTS
+    estimates = (*LOOKS[look], *GAPS[g])
+    plain, tested = (found(more, subjects) for more in (estimates, (*estimates, fitness("gradcam", state))))
+    if "fit" in state.split() or look == "missing" or LOOKS[look][0].method is None:
+        assert tested == plain
+        return
+    assert tested["hair"].verdict is INCONCLUSIVE and set(plain["hair"].possible) <= set(tested["hair"].possible)
+    assert "gradcam maps" in tested["hair"].sentence.lower()
+    assert tested["hair"].evidence[0].metric == "randomisation_similarity"
+    if g != "not annotated":
+        # Accuracy is what it is: only whether a region draws the maps is open.
+        assert tested["gender"].verdict is ATTRIBUTE_TABLE[g, "unknown"]
+        rule = {"metric": "verdict", "region": "hair", "forbid": ["reliance", "suspected"]}
+        assert outcomes(rule, (*estimates, fitness("gradcam", state))) == [UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        # The fit method speaks alone beside an unfit one.
+        ("yes", "unfit", RELIANCE),
+        ("no", "unfit", CLEARED),
+        ("unknown", "unfit", INCONCLUSIVE),
+        # Beside one that may be fit, what it sees counts, and what it does not see may be there.
+        ("yes", "open", RELIANCE),
+        ("no", "open", INCONCLUSIVE),
+        ("no", "unmeasured", INCONCLUSIVE),
+        ("no", "just fit", RELIANCE),
+    ],
+)
+def test_of_two_methods_one_that_is_not_shown_to_be_fit(one: str, other: str, expected: Verdict) -> None:
+    gaps = GAPS["no"] if expected is CLEARED else GAPS["yes"]
+    estimates = (*LOOKS[one], hirescam(3.0, 2.8, 3.2), *gaps, fitness("gradcam", "fit"), fitness("hirescam", other))
+    finding = found(estimates)["hair"]
+    assert finding.verdict is expected
+    doubted = expected is INCONCLUSIVE and one == "no"
+    assert ("whether the hirescam maps" in finding.sentence.lower()) == doubted
+    assert ("3.00" in finding.sentence) == (other == "just fit")
+    # With both unfit each is named.
+    both = found((*LOOKS[one], hirescam(3, 2.8, 3.2), *gaps, fitness("gradcam", "unfit"), fitness("hirescam", "unfit")))
+    assert both["hair"].verdict is INCONCLUSIVE
+    assert (
+        "the gradcam maps are unfit" in both["hair"].sentence.lower() and "the hirescam maps" in both["hair"].sentence
+    )
+
+
+def test_rules_on_what_unfit_maps_show() -> None:
+    rule = {"metric": "enrichment", "region": "hair", "max": 1.5}
+    looks = (enrichment(1.0, 0.9, 1.1), hirescam(3.0, 2.8, 3.2))
+    named = {**rule, "method": "hirescam"}
+    assert outcomes(rule, looks) == [HELD, VIOLATED] and outcomes(named, looks) == [VIOLATED]
+    for state in ("unfit", "open", "unmeasured"):
+        tested = (*looks, fitness("gradcam", "fit"), fitness("hirescam", state))
+        # The unfit method is left out where the other one speaks of the same; asked for, it shows nothing.
+        assert outcomes(rule, tested) == ([HELD] if state == "unfit" else [HELD, UNKNOWN])
+        (check,) = checks_of(named, tested)
+        assert check.outcome is UNKNOWN and "the hirescam maps" in check.message
+        alone = (*looks[1:], fitness("hirescam", state))
+        assert outcomes(rule, alone) == [UNKNOWN]
+        # Of a class of which only the unfit method speaks, nothing is shown.
+        by_class = (*tested, enrichment(3, 2.8, 3.2, class_name="nurse", method="hirescam"))
+        assert outcomes({**rule, "class": "nurse"}, by_class) == [UNKNOWN]
+    both = (*looks, fitness("gradcam", "unfit"), fitness("hirescam", "unfit"))
+    assert outcomes(rule, both) == [UNKNOWN, UNKNOWN]
+    assert outcomes({"metric": "accuracy", "min": 0.5}, (*both, Estimate("accuracy", 0.9, 0.8, 0.95, 50))) == [HELD]
+
+
+def test_rules_on_the_methods_themselves() -> None:
+    faithful = [Estimate("occlusion_correlation", 0.4, 0.3, 0.5, 16, method=m) for m in ("gradcam", "hirescam")]
+    rule = {"metric": "occlusion_correlation", "min": 0.2}
+    # Measured on fewer images than the default of min_samples, on purpose.
+    assert outcomes(rule, faithful) == [HELD, HELD]
+    assert outcomes({**rule, "min": 0.6, "method": "gradcam"}, faithful) == [VIOLATED]
+    assert outcomes({**rule, "min_samples": 17}, faithful) == [UNKNOWN, UNKNOWN]
+    assert outcomes({**rule, "max": 0.45}, faithful) == [UNKNOWN, UNKNOWN]
+    assert outcomes(rule, [fitness("gradcam", "fit")]) == [UNKNOWN]
+    similar = {"metric": "randomisation_similarity", "max": 0.5}
+    assert outcomes(similar, [fitness("gradcam", "fit"), fitness("hirescam", "unfit")]) == [HELD, VIOLATED]
 
 
 @pytest.mark.parametrize(("n", "expected"), [(19, INCONCLUSIVE), (20, RELIANCE)])
@@ -573,6 +684,9 @@ def rule(**fields: Any) -> dict[str, Any]:
         (rule(min_samples=0), ("rules.0.min_samples", "greater than or equal to 1")),
         (rule(metric="accuracy"), ("rules.0", "not measured on a region")),
         ({"rules": [{"metric": "accuracy_gap", "max": 1}]}, ("rules.0", "needs `group`")),
+        (rule(metric="insertion_auc"), ("rules.0", "measured on an explanation method: remove `region`")),
+        ({"rules": [{"metric": "deletion_gain", "class": "nurse", "min": 0}]}, ("rules.0", "remove `region`, `class`")),
+        ({"tolerance": {"randomisation_similarity": 1}}, ("tolerance.randomisation_similarity", "less than 1")),
         (
             {"rules": [{"metric": "worst_group_accuracy", "group": "gender", "class": "nurse", "min": 1}]},
             ("rules.0", "over all classes"),

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layers import Forward, call, first_tensor, submodule
 from bias_audit.attribution.layouts import Layout, find_layout
+from bias_audit.attribution.rows import SparseRows
 from bias_audit.attribution.targets import Target
 from bias_audit.rng import preserved_rng
 
@@ -250,7 +251,7 @@ def _as_taken(dtype: torch.dtype | None, value: Any) -> Any:
 
 def _forward(model: nn.Module, layers: Sequence[str], inputs: Any, forward: Forward) -> tuple[Tap, Any]:
     tap = Tap(model, layers)
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, SparseRows():
         tap.attach(hooks)
         return tap, forward(model, inputs)
 
