@@ -36,6 +36,9 @@ types: $(INSTALLED)
 examples: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/coco_people.py
+	$(BIN)/python examples/captioning.py
+	$(BIN)/python examples/vqa.py
+	$(BIN)/python examples/attack.py
 	$(BIN)/python examples/lightning_cli/train.py fit --config examples/lightning_cli/config.yaml
 
 # Time and memory beside other packages, into benchmarks/results/. It wants an idle machine.

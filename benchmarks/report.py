@@ -58,8 +58,8 @@ def _how_timed(results: Results) -> str:
     return (
         f"All contenders of a table run in one process, one after the other in an order drawn anew in each round "
         f"({results.rounds} rounds; audits and validations in half of them, what is slow in every third). A ratio is "
-        "that to the first line in the same round; given are the median and its 95 % bootstrap interval, below five "
-        "rounds the range.\n\n"
+        "that to the first line in the same round; given are the median and its 95 % bootstrap interval, of five "
+        "rounds or fewer the range.\n\n"
         "The bare forward runs in `inference_mode`. An explanation is Grad-CAM of the label's logit at a layer that is "
         "known; peers are called as their documentation shows. A complete audit is one of an `Auditor` that has run "
         "before: images from memory, Grad-CAM and HiResCAM, five metrics in four regions and the remainder, intervals, "

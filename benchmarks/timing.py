@@ -111,7 +111,7 @@ def ratios(of: Series, to: Series) -> Floats:
 
 
 def median_interval(values: Floats, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The median with its percentile bootstrap interval; below five values their range, which is all that they tell.
+    """The median with its percentile bootstrap interval, which of five values or fewer is their range.
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
@@ -121,8 +121,6 @@ def median_interval(values: Floats, *, level: float = 0.95, resamples: int = 10_
     """
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    low, high = values.min(), values.max()
-    if len(values) >= 5:
-        draws = np.random.default_rng(seed).choice(values, (resamples, len(values)))
-        low, high = np.quantile(np.median(draws, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    draws = np.random.default_rng(seed).choice(values, (resamples, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.median(values)), float(low), float(high), len(values))

@@ -286,11 +286,11 @@ def _count(maps: Tensor, part: Tensor, parts: int, threshold: float) -> _Counts:
     peak = flat.amax(dim=-1, keepdim=True)
     span = peak - flat.amin(dim=-1, keepdim=True)
     cut = threshold * peak
-    scale = torch.where(span > 0, (LEVELS - 3) / span, 0).clamp_max(torch.finfo(flat.dtype).max)
+    unit = torch.where(span > 0, span, 1)
     # `floor` of the distance from the threshold keeps apart what lies above it and what does not, and `sign` the
     # maximum from all else, however close.
-    top = ((cut - peak) * scale).floor()
-    level = ((cut - flat) * scale).floor_().sub_((flat - peak).sign_()).sub_(top - 1)
+    top = ((cut - peak) / unit * (LEVELS - 3)).floor()
+    level = (cut - flat).div_(unit).mul_(LEVELS - 3).floor_().sub_((flat - peak).sign_()).sub_(top - 1)
     # Clamped as integers: what is not finite gets some level too.
     place = level.int().clamp_(1, LEVELS).add_(part.flatten(1).int() * (1 + LEVELS)).long()
     counts = torch.zeros(*place.shape[:-1], parts * (1 + LEVELS), dtype=torch.int32, device=flat.device)

@@ -168,7 +168,8 @@ class Captioner(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        # A last map of 16 x 16: what is explained should be no coarser than what is drawn.
+        # A last map of 16 x 16: what is explained should be no coarser than what is drawn. And no normalisation of its
+        # averages: that would scale up features that hardly vary, and maps would show where those happen to be.
         self.features = nn.Sequential(
             *convolution(3, 16, size=5, stride=2),
             nn.MaxPool2d(2),
@@ -280,8 +281,8 @@ def localise(model: nn.Module, scenes: Scenes) -> list[Localised]:
         area = torch.cat([grid.area[named[k], k] for k in (0, 1)])
         rows.append(Localised(word, len(own), share(own), float(area.mean()), share(other), share(right)))
     for word in THINGS:
-        named = scenes.tokens[:, THING] == NUMBER[word]
-        rows.append(Localised(word, int(named.sum()), share(hits[2, named, 2]), float(grid.area[named, 2].mean())))
+        shown = scenes.tokens[:, THING] == NUMBER[word]
+        rows.append(Localised(word, int(shown.sum()), share(hits[2, shown, 2]), float(grid.area[shown, 2].mean())))
     return [*rows, Localised("(caption)", len(regions), share(hits[3, :, 3]), float(grid.area[:, 3].mean()))]
 
 
@@ -342,11 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> Outcome:
     parser.add_argument("--scenes", type=int, default=2000, help="to train on")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shuffled", action="store_true", help="train on the captions of other scenes: a control")
     parser.add_argument("--out", type=Path, default=Path("runs/captioning"))
     options = parser.parse_args(arguments)
 
     pl.seed_everything(options.seed)
     train, held_out = draw_scenes(options.scenes, options.seed), draw_scenes(300, options.seed + 1_000_000)
+    tokens = train.tokens[torch.randperm(options.scenes)] if options.shuffled else train.tokens
     model = Captioner()
     trainer = pl.Trainer(
         max_epochs=options.epochs,
@@ -356,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> Outcome:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, DataLoader(TensorDataset(train.images, train.tokens), batch_size=32, shuffle=True))
+    trainer.fit(model, DataLoader(TensorDataset(train.images, tokens), batch_size=32, shuffle=True))
 
     right = described_rightly(describe(model, held_out.images), held_out)
     outcome = Outcome(share(right), localise(model, held_out))

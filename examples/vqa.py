@@ -254,8 +254,8 @@ def draw_maps(model: Answerer, scenes: Scenes, path: Path) -> None:
         top = row * (tile + margin)
         sheet.paste(picture.resize((tile, tile)), (0, top + margin))
         for column, heat in enumerate(maps[:, row], start=1):
-            question = " ".join(WORDS[word] for word in questions[row, column - 1])
-            caption = f"{question}: {ANSWERS[answers[row, column - 1]]}"
+            question = " ".join(WORDS[word] for word in questions[row, column - 1]).removesuffix(" ?")
+            caption = f"{question}? {ANSWERS[answers[row, column - 1]]}"
             canvas.text((column * tile + 4, top + 4), caption, fill="black")
             shown = (heat / heat.max().clamp_min(1e-30)).numpy()
             sheet.paste(overlay(picture, shown), (column * tile, top + margin))

@@ -106,6 +106,6 @@ def rank_slack(pixels: Array, mask: Array, levels: int) -> float:
     values = sorted((float(pixels[p]) for p in _all(mask)), reverse=True)
     width = (values[0] - values[-1]) / levels
     # However narrow a level is, rounding puts pixels on it that differ in their last bits.
-    near = sum(abs(v - values[size - 1]) <= width + 1e-6 * values[0] for v in values)
+    near = sum(abs(v - values[size - 1]) <= width + 3e-7 * values[0] for v in values)
     equal = sum(v == values[size - 1] for v in values)
     return near / 4 / size if near > equal else 0.0

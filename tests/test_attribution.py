@@ -12,10 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 from bias_audit import explain
-from bias_audit.attribution.cam import gradcam, hirescam
 from bias_audit.attribution.capture import borrowed, capture
 from bias_audit.attribution.layers import find_layer
-from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Contrast
+from bias_audit.attribution.targets import ClassLogit
 
 
 class PooledNet(nn.Module):
@@ -165,40 +164,6 @@ def test_gradcam_equals_the_peers(name: str) -> None:
     torch.testing.assert_close(normalised(ours), torch.from_numpy(peers), atol=1e-4, rtol=0)
 
 
-FAMILIES = {
-    "alexnet": (64, "features.11"),
-    "vgg11": (64, "features.19"),
-    "vgg11_bn": (64, "features.27"),
-    "resnet18": (64, "layer4"),
-    "resnext50_32x4d": (64, "layer4"),
-    "densenet121": (64, "features"),
-    "googlenet": (64, "inception5b"),
-    "inception_v3": (160, "Mixed_7c"),
-    "squeezenet1_1": (64, "classifier.2"),
-    "mobilenet_v2": (64, "features"),
-    "mobilenet_v3_small": (64, "features"),
-    "mnasnet0_5": (64, "layers"),
-    "shufflenet_v2_x0_5": (64, "conv5"),
-    "efficientnet_b0": (64, "features"),
-    "efficientnet_v2_s": (64, "features"),
-    "regnet_y_400mf": (64, "trunk_output"),
-    "convnext_tiny": (64, "features"),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_layer_is_found_in_every_torchvision_cnn(name: str) -> None:
-    size, expected = FAMILIES[name]
-    torch.manual_seed(4)
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, num_classes=5, **extra)
-    heatmaps = explain(model, torch.rand(2, 3, size, size), sign="signed")
-    assert heatmaps.layer == expected
-    assert heatmaps.maps.isfinite().all()
-    assert heatmaps.maps.shape[0] == 2
-    assert heatmaps.maps[0].numel() > 1
-
-
 def test_a_batch_gives_what_its_images_give_one_by_one(hidden: HiddenNet, images: Tensor) -> None:
     together = explain(hidden, images, layer="features").maps
     alone = torch.cat([explain(hidden, image[None], layer="features").maps for image in images])
@@ -211,15 +176,6 @@ def test_upsample_is_bilinear_without_aligned_corners(pooled: PooledNet, images:
         heatmaps.maps[:, None], size=(9, 7), mode="bilinear", align_corners=False
     )
     torch.testing.assert_close(heatmaps.upsample((9, 7)), expected[:, 0])
-
-
-def test_targets() -> None:
-    outputs = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 3.0]])
-    classes = torch.tensor([2, 0])
-    assert ClassLogit(classes)(outputs).tolist() == [2.0, 5.0]
-    assert ClassMargin(classes)(outputs).tolist() == [-2.0, 2.0]
-    assert Contrast(1, 0)(outputs).tolist() == [3.0, -5.0]
-    assert BinaryLogit(torch.tensor([0, 1]))(torch.tensor([[2.0], [3.0]])).tolist() == [-2.0, 3.0]
 
 
 # The same map in every state that training may leave a model in.
@@ -425,13 +381,3 @@ def test_pooling_is_passed_over_and_the_outermost_name_taken(images: Tensor) -> 
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
     with torch.no_grad():
         assert find_layer(net, images) == "0"
-
-
-def test_formulas_are_pure(images: Tensor) -> None:
-    activations, gradients = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
-    kept = activations.clone(), gradients.clone()
-    for formula in (gradcam, hirescam):
-        for sign in ("positive", "negative", "absolute", "signed"):
-            formula(activations, gradients, sign)
-    assert torch.equal(activations, kept[0])
-    assert torch.equal(gradients, kept[1])

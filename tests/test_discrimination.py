@@ -235,6 +235,8 @@ def test_maps_that_favour_neither_object_are_ties_however_large_the_objects() ->
     masks[:, 0, :2, :3], masks[:, 1, 3:] = True, True
     flat = torch.full((2, 3, 3), 0.1)
     assert forced_choice(flat, masks, torch.tensor([0, 1])).value.tolist() == [0.5, 0.5]
+    many = torch.rand(64, 2, 31, 29, generator=torch.Generator().manual_seed(0)) < 0.1
+    assert (forced_choice(torch.full((64, 7, 7), 0.1), many, torch.ones(64, dtype=torch.long)).value == 0.5).all()
     same = masks[:, :1].expand(-1, 2, -1, -1)
     assert forced_choice(torch.rand(2, 3, 3), same, torch.tensor([0, 1])).value.tolist() == [0.5, 0.5]
 

@@ -150,7 +150,8 @@ def test_weights_of_a_region_are_the_energy_it_gets_from_each_cell(
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_shares_do_not_depend_on_the_precision_of_matrix_products(precision: str) -> None:
-    maps, masks = random_maps(32, (7, 7), 5), random_masks(32, 4, (224, 224), 6)
+    # Of two methods: a batch of dot products is one matrix product only then.
+    maps, masks = torch.stack([random_maps(32, (7, 7), seed) for seed in (4, 5)]), random_masks(32, 4, (224, 224), 6)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
@@ -158,9 +159,9 @@ def test_shares_do_not_depend_on_the_precision_of_matrix_products(precision: str
         share = energy_share(maps, regions)
     finally:
         torch.set_float32_matmul_precision(before)
-    pixels = upsampled(maps.double(), (224, 224))
-    expected = (pixels[:, None] * masks).sum((2, 3)) / pixels.sum((1, 2))[:, None]
-    assert share.valid.sum() > 80
+    pixels = upsampled(maps.flatten(0, 1).double(), (224, 224)).unflatten(0, (2, 32))
+    expected = (pixels[:, :, None] * masks).sum((3, 4)) / pixels.sum((2, 3))[:, :, None]
+    assert share.valid.sum() > 160
     torch.testing.assert_close(share.value[share.valid], expected[share.valid].float(), rtol=1e-5, atol=1e-6)
 
 
@@ -231,12 +232,14 @@ def test_rank_accuracy_is_the_loop_over_pixels(levels: int, seed: int, size: tup
     assert_naive(relevance_rank_accuracy(maps, masks), maps, masks, pixelwise.relevance_rank_accuracy)
 
 
-@pytest.mark.parametrize("power", [1, 8])
+@pytest.mark.parametrize(("power", "offset"), [(1, 0), (8, 0), (1, 50)])
 @pytest.mark.parametrize("size", [(17, 29), (64, 50)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rank_accuracy_of_any_map_is_within_its_bound(power: int, size: tuple[int, int], seed: int) -> None:
-    """With the power most pixels crowd on the lowest levels."""
-    maps, masks = random_maps(4, size, seed) ** power, random_masks(4, 4, size, seed + 30)
+def test_rank_accuracy_of_any_map_is_within_its_bound(
+    power: int, offset: int, size: tuple[int, int], seed: int
+) -> None:
+    """With the power most pixels crowd on the lowest levels, with the offset the range is far from zero."""
+    maps, masks = random_maps(4, size, seed) ** power + offset, random_masks(4, 4, size, seed + 30)
     masks[:, 0] = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < 0.02
     scored = relevance_rank_accuracy(maps, masks)
     assert_naive(scored, maps, masks, pixelwise.relevance_rank_accuracy, slack=rank_slack)
@@ -388,6 +391,25 @@ def test_maps_that_are_not_finite_are_not_valid(metric: str, holes: str, value: 
     scored = every_metric(maps, masks)[metric]
     assert scored.valid.tolist() == [[False], [True]]
     assert scored.value.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_pixels_that_are_not_finite_are_not_valid(value: float) -> None:
+    """Given at the image's resolution, where no interpolation makes NaN of infinity."""
+    maps, masks = random_maps(3, (4, 5), 0) + 0.1, torch.ones(3, 1, 4, 5, dtype=torch.bool)
+    maps[0, 1, 2], maps[1] = value, value
+    for scored in score_pixels(maps, label_pixels(masks), 0.15):
+        assert scored.valid.tolist() == [[False], [False], [True]]
+        assert scored.value.isfinite().all()
+
+
+def test_pixels_below_the_smallest_normal_number_are_scored_too() -> None:
+    maps, masks = random_maps(4, (17, 29), 1, levels=9), random_masks(4, 3, (17, 29), 2)
+    tiny = maps * 2.0**-140
+    assert 0 < tiny.max() < torch.finfo(torch.float32).tiny
+    regions = label_pixels(masks)
+    for plain, scaled in zip(score_pixels(maps, regions, 0.5), score_pixels(tiny, regions, 0.5), strict=True):
+        assert torch.equal(plain.valid, scaled.valid) and torch.equal(plain.value, scaled.value)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from bias_audit import explain
 from bias_audit.attribution.targets import (
+    BinaryLogit,
     CaptionLogProbability,
+    ClassLogit,
+    ClassMargin,
+    Contrast,
     LogProbability,
     RankedLogit,
     Target,
@@ -174,3 +178,12 @@ def test_indices_that_are_none() -> None:
         RankedLogit(0)
     with pytest.raises(ValueError, match="at least one class"):
         top_k(0)
+
+
+def test_targets_of_a_classifier() -> None:
+    outputs = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 3.0]])
+    classes = torch.tensor([2, 0])
+    assert ClassLogit(classes)(outputs).tolist() == [2.0, 5.0]
+    assert ClassMargin(classes)(outputs).tolist() == [-2.0, 2.0]
+    assert Contrast(1, 0)(outputs).tolist() == [3.0, -5.0]
+    assert BinaryLogit(torch.tensor([0, 1]))(torch.tensor([[2.0], [3.0]])).tolist() == [-2.0, 3.0]
