@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +32,7 @@ from bias_audit.attribution.targets import (
     check_logits,
     predicted_logit,
 )
-from bias_audit.data.samples import AuditBatch, AuditDataset
+from bias_audit.data.samples import AuditDataset
 from bias_audit.evidence.attention import attention
 from bias_audit.evidence.fitness import Explained, carried, fitness, fitness_estimates
 from bias_audit.evidence.performance import performance
@@ -101,8 +101,8 @@ class AuditPlan:
     iou_threshold: float = 0.15
     pointing_tolerance: int = 0
     forward_fn: Forward = call
-    fitness_samples: int = 16
-    fitness_every: int = 10
+    fitness_samples: int = 8
+    fitness_every: int = 50
 
     def __post_init__(self) -> None:
         check_sign(self.sign)
@@ -330,27 +330,35 @@ class Auditor:
         for start in range(0, count, size):
             batch = self.audit_set.batch(range(start, min(start + size, count)), device)
             with forward_context():
-                taken = capture(lent, batch.images, self._checked_target(batch), layer, forward=self.plan.forward_fn)
+                taken = capture(
+                    lent,
+                    batch.images,
+                    self.checked_target(batch.labels, batch.indices),
+                    layer,
+                    forward=self.plan.forward_fn,
+                )
             batches.append(self.score(taken, batch.labels, batch.masks, batch.indices))
             progress(min(start + size, count), count)
         return batches
 
-    def _checked_target(self, batch: AuditBatch) -> Target:
-        target = self.plan.target_of(batch.labels)
+    def checked_target(self, labels: Tensor, places: Sequence[int]) -> Target:
+        """The target for images with these labels, which raises a ValueError that names the sample at one of `places`
+        whose label the model has no output for."""
+        target = self.plan.target_of(labels)
 
         def checked(outputs: Any) -> Tensor:
             check_logits(outputs)
-            self._check_labels(batch, 2 if outputs.shape[1] == 1 else outputs.shape[1])
+            self._check_labels(places, 2 if outputs.shape[1] == 1 else outputs.shape[1])
             return target(outputs)
 
         return checked
 
-    def _check_labels(self, batch: AuditBatch, classes: int) -> None:
+    def _check_labels(self, places: Sequence[int], classes: int) -> None:
         samples = self.audit_set.samples
-        for index in batch.indices:
-            if samples[index].label >= classes:
+        for place in places:
+            if samples[place].label >= classes:
                 raise ValueError(
-                    f"sample {samples[index].id!r}: label {samples[index].label} is out of range: the model has "
+                    f"sample {samples[place].id!r}: label {samples[place].label} is out of range: the model has "
                     f"{classes} classes, 0 to {classes - 1}"
                 )
 

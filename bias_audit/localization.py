@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bias_audit.attribution.resize import upsample
+from bias_audit.resize import upsample
 
 # Levels into which a map's range is cut to rank its pixels.
 LEVELS = 4096
-# On a CPU so many pixels are scored at once: what is computed on the way then stays in its cache.
-_CACHED_PIXELS = 1 << 18
+# On a CPU so many pixels a thread are scored at once: few enough for its cache to hold most of what is computed on the
+# way, and enough that threads seldom wait for each other.
+_PIXELS_A_THREAD = 1 << 19
 
 
 class Scored(NamedTuple):
@@ -247,7 +248,8 @@ def score_maps(maps: Tensor, regions: PixelRegions, threshold: float) -> PixelSc
     batch = maps.ndim - 1 - len(size)
     at_once = maps.shape[batch]
     if maps.device.type == "cpu":
-        at_once = max(1, _CACHED_PIXELS // (size.numel() * maps.shape[:batch].numel()))
+        pixels = _PIXELS_A_THREAD * torch.get_num_threads()
+        at_once = max(1, pixels // (size.numel() * maps.shape[:batch].numel()))
     pieces = [
         _count(upsample(some, size), part, regions.members.shape[1], threshold)
         for some, part in zip(torch.split(maps, at_once, batch), torch.split(regions.part, at_once), strict=True)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bias_audit.attribution.capture import Capture, borrowed, logits_of
+from bias_audit.attribution.capture import Capture, borrowed, capture
 from bias_audit.attribution.ride import Rider, why_not
+from bias_audit.attribution.targets import Target
 from bias_audit.data.samples import AuditBatch
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class RideAlong:
         model: eager, in the state in which the validation calls it.
         places: of a sample's index in the validation's data set its place in the auditor's, where it is audited.
         forward_context: what the validation's forward runs in, such as its autocast.
-        tried: whether an earlier audit of this model has gone well: then the trial on the first batch is left out.
+        tried: whether an earlier audit of this model has gone well: then the first batch is compared with the audit
+            set's, and no forward pass is tried on it.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class RideAlong:
     ) -> None:
         self.reason = ""
         self._auditor, self._model, self._places, self._context = auditor, model, places, forward_context
-        self._tried = tried
+        self._tried, self._looked = tried, False
         self._expected: Tensor | None = None
         self._current: tuple[Rider, AuditBatch, list[int]] | None = None
         self._scores: list[BatchScores] = []
@@ -60,17 +62,44 @@ class RideAlong:
         rows = [row for row, index in enumerate(shown.indices) if index in self._places]
         if not rows:
             return
+        try:
+            self.reason = self._why_not(shown, rows)
+            if not self.reason:
+                rider = Rider(self._model, self._layer, self._target(shown, rows), tuple(shown.images.shape[2:]))
+                self._current = rider.__enter__(), shown, rows
+        except Exception as error:
+            # Whatever is wrong, the user's validation is not the place to raise it: the audit's own passes will say it.
+            self.reason = f"{type(error).__name__}: {error}"
+
+    def _why_not(self, shown: AuditBatch, rows: list[int]) -> str:
+        """Why not to ride along with the pass of this batch; only the first is looked at."""
+        if self._looked:
+            return ""
+        self._looked = True
+        audited = self._auditor.audit_set.batch([self._places[shown.indices[r]] for r in rows], shown.images.device)
+        same = _close(shown.images[rows].float(), audited.images.float()) and torch.equal(
+            shown.masks[rows], audited.masks
+        )
+        if not same:
+            return "the validation's batches are not the audit set's images and masks as it gives them"
+        if self._tried:
+            return ""
+        forward, target = self._auditor.plan.forward_fn, self._target(shown, rows)
+        with borrowed(self._model) as lent, self._context():
+            reason = why_not(lent, shown.images, self._layer, target, forward)
+            if not reason:
+                taken = capture(lent, shown.images, target, self._layer, forward=forward)
+                self._expected = taken.activations.float()
+        return reason
+
+    def _target(self, shown: AuditBatch, rows: list[int]) -> Target:
+        return self._auditor.checked_target(shown.labels, [self._places[shown.indices[row]] for row in rows])
+
+    @property
+    def _layer(self) -> str:
         layer = self._auditor.layer
         assert layer is not None
-        target = self._auditor.plan.target_of(shown.labels)
-        if not self._tried:
-            with borrowed(self._model) as lent, self._context():
-                self.reason = why_not(lent, shown.images, layer, target)
-                self._expected = None if self.reason else logits_of(lent(shown.images)).float()
-            self._tried = True
-        if not self.reason:
-            rider = Rider(self._model, layer, target, tuple(shown.images.shape[2:]))
-            self._current = rider.__enter__(), shown, rows
+        return layer
 
     def end(self) -> None:
         """After the validation step of a batch, also after one that raised."""
@@ -81,17 +110,22 @@ class RideAlong:
         rider.__exit__(None, None, None)
         taken, expected, self._expected = rider.capture, self._expected, None
         if taken is None or rider.passes != 1:
-            passes = f"{rider.passes} forward passes through the layer, one is needed"
-            self.reason = str(rider.problem) if rider.problem else f"the validation step makes {passes}"
-        elif expected is not None and not _close(taken.outputs, expected):
+            made = f"{rider.passes} forward passes through the layer, or with grad; one without is needed"
+            self.reason = str(rider.problem) if rider.problem else f"the validation step makes {made}"
+        elif expected is not None and not _close(taken.activations.float(), expected):
             self.reason = "the validation step does not give the model the batch's images as they are"
         else:
-            kept = torch.tensor(rows, device=batch.images.device)
-            places = tuple(self._places[batch.indices[row]] for row in rows)
-            whole = len(rows) == len(batch.indices)
-            part = taken if whole else _rows(taken, kept)
-            self._scores.append(self._auditor.score(part, batch.labels[kept], batch.masks[kept], places))
-            self._order += places
+            try:
+                self._score(taken, batch, rows)
+            except Exception as error:
+                self.reason = f"{type(error).__name__}: {error}"
+
+    def _score(self, taken: Capture, batch: AuditBatch, rows: list[int]) -> None:
+        kept = torch.tensor(rows, device=batch.images.device)
+        places = tuple(self._places[batch.indices[row]] for row in rows)
+        part = taken if len(rows) == len(batch.indices) else _rows(taken, kept)
+        self._scores.append(self._auditor.score(part, batch.labels[kept], batch.masks[kept], places))
+        self._order += places
 
     def finish(self) -> list[BatchScores] | None:
         """What was measured, in the auditor's order; None, with `reason` set, if not every sample was shown once."""
@@ -118,5 +152,5 @@ def _rows(taken: Capture, rows: Tensor) -> Capture:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are the same but for what another order of summation makes of them."""
+    """Whether two tensors are the same but for what another precision or order of summation makes of them."""
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-2 * other.abs().max())

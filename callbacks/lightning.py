@@ -123,8 +123,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self.plan, self.policy = plan, Policy.load(policy)
         self._auditor = None if isinstance(audit_set, str) else Auditor(audit_set, plan, self.policy)
         self._ride: RideAlong | None = None
-        self._riding = isinstance(audit_set, str)
-        self._ridden = False
+        self._validated_set: AuditDataset | None = None
+        self._from_validation = isinstance(audit_set, str)
+        self._riding = self._ridden = False
         self.on_violation, self.on_error, self.reference = on_violation, on_error, reference
         self.name, self.dirpath = name, None if dirpath is None else Path(dirpath)
         self.run_dir: Path | None = None
@@ -180,6 +181,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
             self._reference_scores, self._previous, self._resume, self._last_step = None, None, None, -1
+            if self._from_validation:
+                # Another Trainer validates on a set of its own.
+                self._auditor, self._riding, self._ridden = None, True, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the untrained model, unless training was resumed."""
@@ -264,7 +268,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def _due_after_validation(self, trainer: Trainer) -> str:
         """The trigger of the audit after the present validation; "" if there is none."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return ""
         if trainer.state.fn == "validate":
             return "validate"
@@ -273,15 +277,23 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         return "epoch" if self._epoch_is_due(trainer) and trainer.is_last_batch else ""
 
     def _ride_along(self, trainer: Trainer, pl_module: LightningModule) -> RideAlong | None:
+        shown = _validated(trainer)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
         if trainer.world_size > 1:
             self._stop_riding("each of several ranks sees a part of the validation only")
             return None
+        if any(base.__name__ == "WeightAveraging" for c in before for base in type(c).__mro__):
+            self._stop_riding("a WeightAveraging before this callback takes its weights back before the audit is made")
+            return None
+        if shown is not self._validated_set:
+            self._stop_riding("the validation's DataLoader was made anew, over another audit set")
+            return None
         places = {name: place for place, name in enumerate(self.auditor.audit_set.ids)}
-        shown = _validated(trainer).ids
         return RideAlong(
             self.auditor,
             pl_module,
-            {index: places[name] for index, name in enumerate(shown) if name in places},
+            {index: places[name] for index, name in enumerate(shown.ids) if name in places},
             trainer.precision_plugin.forward_context,
             tried=self._ridden,
         )
@@ -324,7 +336,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 self._resume = None
                 warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
         if self._auditor is None:
-            self._auditor = Auditor(_validated(trainer), self.plan, self.policy)
+            self._validated_set = _validated(trainer)
+            self._auditor = Auditor(self._validated_set, self.plan, self.policy)
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context)
         if trainer.is_global_zero and self._sinks is None:
             with preserved_rng():

@@ -4,7 +4,8 @@ The Grad-CAM paper shows two pictures in which they do (arXiv 1610.02391, "Effec
 network is made certain of a class that is absent, and its maps of the classes that are present still lie on them. Here
 this is counted, for one network: it learns which two of six kinds of things a generated scene shows; projected gradient
 descent (arXiv 1706.06083) then changes every pixel by at most epsilon towards a third kind; and the map of a kind that
-is there is measured before and after, next to the probabilities that the network gives.
+is there is measured before and after, next to the probabilities that the network gives. The kinds differ in colour, so
+the change that it takes can be seen.
 
     python examples/attack.py            # about half a minute; pictures in runs/attack
 """
@@ -216,7 +217,7 @@ def table(rows: list[Located]) -> Table:
     drawn.add_row("p of what is there", *(text(row.present) for row in rows))
     drawn.add_row("its map's maximum on it", *(text(row.hits) for row in rows))
     drawn.add_row("  by chance", *(f"{100 * row.chance:.0f}" for row in rows))
-    drawn.add_row("more on it than on the other thing (by chance 50)", *(text(row.right_thing) for row in rows))
+    drawn.add_row("more on it than on the other (by chance 50)", *(text(row.right_thing) for row in rows))
     drawn.add_row("energy on it", *(text(row.energy) for row in rows))
     drawn.add_row("  change", *(text(row.change) for row in rows))
     return drawn
@@ -225,7 +226,7 @@ def table(rows: list[Located]) -> Table:
 def text(estimate: Estimate) -> str:
     """In per cent."""
     value, low, high = (100 * part for part in estimate)
-    return f"{value:.0f} ({low:.0f} to {high:.0f})"
+    return f"{value:.0f} ({low:.0f}, {high:.0f})"
 
 
 def draw_maps(model: Classifier, kinds: Tensor, attacked: list[Tensor], path: Path) -> None:

@@ -305,7 +305,7 @@ def table(rows: list[Localised]) -> Table:
 def text(proportion: Proportion) -> str:
     """In per cent."""
     value, low, high = (100 * part for part in proportion)
-    return f"{value:.0f} ({low:.0f} to {high:.0f})"
+    return f"{value:.0f} ({low:.0f}, {high:.0f})"
 
 
 def draw_maps(model: Captioner, scenes: Scenes, path: Path) -> None:

@@ -230,15 +230,15 @@ def table(rows: list[Localised]) -> Table:
     drawn.add_row("maximum on the thing asked about", *(text(row.hits) for row in rows))
     drawn.add_row("  by chance", *(f"{100 * row.chance:.0f}" for row in rows))
     drawn.add_row("maximum on another thing", *(text(row.on_other) for row in rows))
-    drawn.add_row("more on it than on another thing (by chance 50)", *(text(row.asked_thing) for row in rows))
-    drawn.add_row("more on it than when another is asked about (50)", *(text(row.moves) for row in rows))
+    drawn.add_row("more on it than on another (by chance 50)", *(text(row.asked_thing) for row in rows))
+    drawn.add_row("more on it than when not asked about (50)", *(text(row.moves) for row in rows))
     return drawn
 
 
 def text(proportion: Proportion) -> str:
     """In per cent."""
     value, low, high = (100 * part for part in proportion)
-    return f"{value:.0f} ({low:.0f} to {high:.0f})"
+    return f"{value:.0f} ({low:.0f}, {high:.0f})"
 
 
 def draw_maps(model: Answerer, scenes: Scenes, path: Path) -> None:

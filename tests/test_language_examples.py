@@ -185,6 +185,23 @@ def test_untrained_answerers_do_not_tell_the_things_apart(answers: Any) -> None:
         assert trained.hits[1] > max(row.hits[0] for row in rows)
 
 
+def test_maps_of_answers_are_those_of_the_definition() -> None:
+    torch.manual_seed(0)
+    model, scenes = vqa.Answerer().eval(), vqa.draw_scenes(3, seed=0)
+    questions, answers = vqa.ask(scenes.shapes[:, :2], scenes.colours[:, :2], of_colour=True)
+    maps = vqa.explain_answers(model, scenes.images, questions, answers).maps
+    for i in range(3):
+        for q in range(2):
+            asked = model.asked(model.lstm(model.embedding(questions[i : i + 1, q]))[0][:, -1])
+
+            def log_p(activations: Tensor, asked: Tensor = asked, answer: Tensor = answers[i, q]) -> Tensor:
+                seen = model.seen(activations.mean(dim=(2, 3)))
+                return model.answers(seen * asked).log_softmax(dim=1)[0, answer]
+
+            expected = gradcam_by_hand(model.features, log_p, scenes.images[i : i + 1])[0]
+            torch.testing.assert_close(maps[q, i], expected, atol=1e-8, rtol=1e-3)
+
+
 def test_questions_and_answers() -> None:
     scenes = vqa.draw_scenes(20, seed=1)
     assert scenes.masks.sum(dim=1).max() == 1

@@ -153,15 +153,24 @@ class Validated(Net):
         super().__init__()
         self.way = way
         self.outputs: list[Tensor] = []
-        self.passes = 0
+        # A list: what a pass assigns to `self` is taken back after those that are not the training's own.
+        self.passes: list[int] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        self.passes += 1
-        return super().forward(images)
+        self.passes.append(len(images))
+        outputs = super().forward(images)
+        if self.way == "remembered":
+            self.kept = outputs
+        return outputs
 
     def validation_step(self, batch: Any, _index: int) -> None:
         shown = batch["audited"] if isinstance(batch, dict) else batch
         images = shown.images.flip(3) if self.way == "flipped" else shown.images
+        if self.way == "attacked":
+            # One step of an attack, as adversarial validation makes it.
+            with torch.enable_grad():
+                leaf = images.clone().requires_grad_()
+                images = images + 0.01 * torch.autograd.grad(self(leaf).sum(), leaf)[0].sign()
         outputs = self(images)
         if self.way == "twice":
             outputs = outputs + self(images.flip(3))
@@ -180,6 +189,10 @@ def fit(tmp_path: Path, callback: BiasAuditCallback | None, held_out: AuditDatas
     generator = torch.Generator().manual_seed(1)
     run.fit(net, loader(), DataLoader(held_out, generator=generator, **settings))
     return net
+
+
+def normalised(batch: AuditBatch) -> AuditBatch:
+    return AuditBatch((batch.images - 0.5) / 0.25, batch.labels, batch.masks, batch.indices)
 
 
 PLAN = AuditPlan(fitness_samples=0)
@@ -213,7 +226,7 @@ def test_riding_gives_the_numbers_of_an_audit_and_changes_nothing(tmp_path: Path
         assert torch.equal(a, b), name
     # On top of the training's own: a pass to find the layer, the reference audit on 12 images at once, and three passes
     # in the trial on the first batch. Two audits after validations cost none.
-    assert net.passes - without.passes == 1 + 1 + 3
+    assert len(net.passes) - len(without.passes) == 1 + 1 + 3
     assert hooks_of(net) == 0
 
 
@@ -234,6 +247,9 @@ def test_of_a_larger_set_the_drawn_samples_are_audited(tmp_path: Path) -> None:
         ({"limit_val_batches": 1}, "showed 5 of the 12 audited images"),
         ({"way": "flipped"}, "the batch's images as they are"),
         ({"way": "twice"}, "2 forward passes through the layer"),
+        ({"way": "attacked"}, "2 forward passes through the layer, or with grad"),
+        ({"way": "remembered"}, "keeps tensors of its forward pass"),
+        ({"collate_fn": lambda b: normalised(AuditBatch.collate(b))}, "not the audit set's images"),
     ],
 )
 def test_a_validation_that_cannot_be_ridden_is_left_alone(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
@@ -248,6 +264,82 @@ def test_a_validation_that_cannot_be_ridden_is_left_alone(tmp_path: Path, option
     assert_same_scores(riding, own)
     assert all(torch.equal(a, b) for a, b in zip(without.outputs, net.outputs, strict=True))
     assert hooks_of(net) == 0
+
+
+def test_another_trainer_validates_on_a_set_of_its_own(tmp_path: Path) -> None:
+    # As the folds of a cross-validation do, whose samples may have the same ids.
+    one, other = audit_set(seed=7), audit_set(seed=8)
+    riding = BiasAuditCallback("validation", plan=PLAN)
+    fit(tmp_path / "one", riding, one)
+    fit(tmp_path / "other", riding, other)
+    own = BiasAuditCallback(other, plan=PLAN)
+    fit(tmp_path / "own", own, other)
+    assert riding.auditor.audit_set is other
+    assert_same_scores(riding, own)
+
+
+def test_a_set_that_changes_within_a_training_is_not_ridden(tmp_path: Path) -> None:
+    class Anew(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(audit_set(seed=7), batch_size=5, collate_fn=AuditBatch.collate)
+
+    riding = BiasAuditCallback("validation", plan=PLAN)
+    run = trainer(tmp_path, riding, reload_dataloaders_every_n_epochs=1)
+    with pytest.warns(UserWarning, match="made anew, over another audit set"):
+        run.fit(Validated(), Anew())
+
+
+def test_averaged_weights_that_are_taken_back_before_the_audit_are_not_ridden(tmp_path: Path) -> None:
+    from pytorch_lightning.callbacks import WeightAveraging
+
+    riding = BiasAuditCallback("validation", plan=PLAN)
+    run = trainer(tmp_path, WeightAveraging(avg_fn=lambda average, new, _n: (average + new) / 2), riding)
+    with pytest.warns(UserWarning, match="WeightAveraging before this callback"):
+        run.fit(Validated(), loader(), DataLoader(audit_set(), batch_size=5, collate_fn=AuditBatch.collate))
+    assert riding.last_result is not None
+
+
+def test_a_forward_fn_of_the_plan_is_ridden_too(tmp_path: Path) -> None:
+    class Inside(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: AuditBatch, _index: int) -> None:
+            self.net(batch.images)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+    riding = BiasAuditCallback("validation", plan=AuditPlan(forward_fn=lambda m, x: m.net(x), fitness_samples=0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="bias-audit: cannot ride")
+        trainer(tmp_path, riding).fit(
+            Inside(), loader(), DataLoader(audit_set(), batch_size=5, collate_fn=AuditBatch.collate)
+        )
+    assert riding.last_result is not None and riding.last_result.trigger == "validation"
+
+
+def test_fast_dev_run_audits_nothing(tmp_path: Path) -> None:
+    riding = BiasAuditCallback("validation", plan=PLAN, dirpath=tmp_path / "audits")
+    run = trainer(tmp_path, riding, fast_dev_run=True)
+    run.fit(Validated(), loader(), DataLoader(audit_set(), batch_size=5, collate_fn=AuditBatch.collate))
+    assert not (tmp_path / "audits").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_batches_go_through_every_precision(tmp_path: Path, precision: str) -> None:
+    riding = BiasAuditCallback("validation", plan=PLAN)
+    run = trainer(tmp_path, riding, precision=precision)
+    run.fit(Validated(), loader(), DataLoader(audit_set(), batch_size=5, collate_fn=AuditBatch.collate))
+    assert riding.last_result is not None
+    assert np.isfinite(riding.last_result.scores.margin).all()
 
 
 def test_a_validation_step_that_raises_leaves_no_hook(tmp_path: Path) -> None:

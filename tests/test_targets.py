@@ -110,6 +110,16 @@ def test_ranks(answers: Tensor) -> None:
     assert [target(one_logit).tolist() for target in top_k(2)] == [[2.0, 3.0], [-2.0, -3.0]]
 
 
+def test_the_maps_of_the_highest_ranked_classes_are_those_of_their_logits() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    images = torch.rand(5, 3, 8, 8)
+    ranked = explain(net, images, target=top_k(3), layer="1")
+    assert ranked.maps.shape == (3, 5, 6, 6)
+    for k, classes in enumerate(net(images).topk(3).indices.T):
+        torch.testing.assert_close(ranked.maps[k], explain(net, images, target=classes, layer="1").maps)
+
+
 class Captioner(nn.Module):
     """One convolution, pooled; the logits of five positions of seven words."""
 

@@ -24,8 +24,8 @@ from bias_audit.attribution.capture import as_the_model_takes_them, capture, det
 from bias_audit.attribution.inputs import take_images
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
-from bias_audit.attribution.resize import upsample
 from bias_audit.attribution.targets import Target
+from bias_audit.resize import upsample
 
 Rule = Callable[[Node, list[str]], Any]
 

@@ -22,10 +22,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layers import Forward, call, first_tensor, submodule
-from bias_audit.attribution.layouts import Layout, find_layout
+from bias_audit.attribution.layouts import Channels, Layout, channels_of, find_layout
 from bias_audit.attribution.rows import SparseRows
 from bias_audit.attribution.targets import Target
 from bias_audit.rng import preserved_rng
+
+_GONE = object()
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in eval mode, without grad; on leaving everything is as it was, after an exception too.
 
-    Kept are the mode of every submodule, every buffer's content and identity, all global generators, grad and
-    inference mode. Inside `torch.inference_mode` it is left for the time, since nothing can be differentiated in it.
+    Kept are the mode and the attributes of every submodule, every buffer's content and identity, all global generators,
+    grad and inference mode. Inside `torch.inference_mode` it is left for the time, since nothing can be differentiated
+    in it.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
@@ -70,14 +73,16 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
         (True, True)
     """
     model = unwrap(model)
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+    lazy = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+    if any(isinstance(tensor, lazy) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
             f"{type(model).__name__} has lazy parameters that no batch has shaped yet: run one batch through it first, "
             "because shaping them draws the random numbers that training would draw"
         )
     # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which is theirs
     # to decide and ours not to trigger.
-    modes = [(module, module.training) for module in model.modules()]
+    # What else a forward pass assigns to `self` may hold on to our graph, and is taken back too.
+    attributes = [(module, dict(vars(module)), set(module._buffers)) for module in model.modules()]
     buffers = [
         (module, name, buffer, None if buffer is None else (buffer._version, buffer.detach().clone()))
         for module in model.modules()
@@ -86,14 +91,19 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     ]
     with preserved_rng():
         try:
-            for module, _ in modes:
-                module.training = False
+            for module, _, _ in attributes:
+                # cuDNN differentiates a recurrent layer in training mode only; without dropout that is the only difference.
+                module.training = isinstance(module, nn.RNNBase) and not module.dropout
             # Hooks do not fire inside compiled code.
             with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 yield model
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module, before, names in attributes:
+                for name in [name for name, value in vars(module).items() if before.get(name, _GONE) is not value]:
+                    del module.__dict__[name]
+                module.__dict__.update(before)
+                for name in [name for name in module._buffers if name not in names]:
+                    del module._buffers[name]
             with torch.no_grad():
                 for module, name, buffer, kept in buffers:
                     module._buffers[name] = buffer
@@ -153,6 +163,7 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        self._model = model
         self._modules = {layer: submodule(model, layer) for layer in layers}
         self._taken: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
@@ -173,6 +184,8 @@ class Tap:
             torch.set_grad_enabled(True)
         self._taken[layer].append(features)
         # A copy, because what follows may write into its input (an in-place ReLU), which a leaf does not allow.
+        if isinstance(output, tuple) and hasattr(output, "_replace"):
+            return output._replace(**{output._fields[0]: features.clone()})  # type: ignore[attr-defined]
         return (features.clone(), *output[1:]) if isinstance(output, tuple) else features.clone()
 
     def captures(
@@ -188,7 +201,10 @@ class Tap:
                 times = "never" if not tensors else f"{len(tensors)} times"
                 raise ValueError(f"layer {layer!r} ran {times} in one forward pass, once is needed: name another layer")
         taken = {layer: tensors[0] for layer, tensors in self._taken.items()}
-        layouts = [layout or _layout(layer, tensor, size) for layer, tensor in taken.items()]
+        layouts = [
+            layout or _layout(layer, tensor, size, channels_of(self._modules[layer], self._model))
+            for layer, tensor in taken.items()
+        ]
         batch = len(next(iter(taken.values())))
         with torch.enable_grad():
             outputs = logits_of(outputs)
@@ -259,7 +275,8 @@ def _forward(model: nn.Module, layers: Sequence[str], inputs: Any, forward: Forw
 def logits_of(outputs: Any) -> Any:
     """The `.logits` of an output that has them, as Hugging Face's do; one logit an image as `(B, 1)`; else as it is."""
     outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
-    return outputs[:, None] if isinstance(outputs, Tensor) and outputs.ndim == 1 else outputs
+    # A head that squeezes leaves no dimension at all of a single image.
+    return outputs.reshape(-1, 1) if isinstance(outputs, Tensor) and outputs.ndim < 2 else outputs
 
 
 def detached(value: Any) -> Any:
@@ -269,8 +286,8 @@ def detached(value: Any) -> Any:
     return value.detach().float() if value.is_floating_point() else value.detach()
 
 
-def _layout(layer: str, output: Tensor, size: Sequence[int]) -> Layout:
-    found = find_layout(output.shape, size)
+def _layout(layer: str, output: Tensor, size: Sequence[int], channels: Channels | None) -> Layout:
+    found = find_layout(output.shape, size, channels)
     if found is None:
         raise ValueError(
             f"layer {layer!r} has no spatial output: expected (B, C, h, w), (B, h, w, C) or tokens (B, N, C) on a grid"

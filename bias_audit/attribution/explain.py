@@ -17,8 +17,8 @@ from bias_audit.attribution.capture import Capture, as_the_model_takes_them, bor
 from bias_audit.attribution.layers import Forward, call, find_layer
 from bias_audit.attribution.layouts import Layout
 from bias_audit.attribution.methods import Explained, find_method
-from bias_audit.attribution.resize import upsample
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, Target, check_logits, predicted_logit
+from bias_audit.resize import upsample
 
 # In place of a layer's name, where a method explains the image's pixels.
 INPUT = "input"
@@ -107,6 +107,8 @@ def explain(
     targets = [_as_target(t) for t in target] if isinstance(target, Sequence) else [_as_target(target)]
     with borrowed(model) as lent:
         layers = (layer,) if isinstance(layer, str) else tuple(layer or ())
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"expected each layer once, got {layers}")
         if not layers and found.needs_layer:
             layers = (find_layer(lent, as_the_model_takes_them(lent, inputs), forward_fn),)
         if found.formula is not None:
@@ -137,7 +139,13 @@ def _as_target(target: Tensor | Target | None) -> Target:
     """The function that a target stands for: class indices for their logits, None for the predicted class's."""
     if isinstance(target, Tensor):
         return _OfClasses(target)
-    return target or predicted_logit
+    if target is None:
+        return predicted_logit
+    if not callable(target):
+        raise ValueError(
+            f"expected class indices int64 (B,) as a tensor, or a function from outputs to scores (B,), got {target!r}"
+        )
+    return target
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,16 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 def shape_of_images(inputs: Any) -> tuple[int, tuple[int, ...]]:
     """How many images there are among a model's inputs, and their size `(H, W)`, of clips `(T, H, W)`.
 
+    Clips are `(B, 3, T, H, W)`, or `(B, T, 3, H, W)` as Hugging Face's models take them.
+
     Raises:
         ValueError: there are none.
     """
     leaves = tree_leaves(inputs)
     images: Tensor = leaves[_place_of_images(leaves)]
-    return len(images), tuple(images.shape[2:])
+    frames_first = images.ndim == 5 and images.shape[1] not in (1, 3) and images.shape[2] in (1, 3)
+    size = (images.shape[1], *images.shape[3:]) if frames_first else images.shape[2:]
+    return len(images), tuple(size)
 
 
 def take_images(inputs: Any) -> tuple[Tensor, Callable[[Tensor, int], Any]]:

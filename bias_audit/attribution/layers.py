@@ -6,23 +6,25 @@ through whose places the outputs go.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bias_audit.attribution.inputs import shape_of_images
-from bias_audit.attribution.layouts import Layout, find_layout
+from bias_audit.attribution.layouts import Layout, channels_first, channels_of, find_layout
 
 Forward = Callable[[nn.Module, Any], Any]
 
 # Pooling only coarsens the map that went in; dropout does nothing in an audit; attention's weights are no features; and
-# of flattened places only the count is left.
+# of flattened places only the count is left; what a recurrent layer goes through are steps.
 _PASSES_OVER = (
     nn.Flatten,
+    nn.RNNBase,
     *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.AvgPool3d, nn.MaxPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
     *(nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Softmax),
@@ -83,39 +85,44 @@ def find_layer(model: nn.Module, inputs: Any, forward: Forward = call) -> str:
         >>> find_layer(net, torch.zeros(1, 3, 8, 8))
         '1'
     """
+    inputs = _few(inputs)
     batch, size = shape_of_images(inputs)
     # A container puts out its last child's tensor and comes after it: taking the last names the outermost container.
     seen: list[tuple[str, Tensor, Layout]] = []
     passed_over: list[Tensor] = []
     heads: list[Tensor] = []
+    runs: Counter[str] = Counter()
 
     def remember(name: str, module: nn.Module) -> Any:
         def hook(_module: nn.Module, taken: tuple[Any, ...], output: Any) -> None:
+            runs[name] += 1
             output = first_tensor(output)
-            if isinstance(module, nn.Linear) and isinstance(taken[0], Tensor):
+            if isinstance(module, nn.Linear) and taken and isinstance(taken[0], Tensor):
                 heads[:] = [taken[0]]
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
             # Windows of an image stand in the batch's place: they are parts, not places.
-            layout = find_layout(output.shape, size) if len(output) == batch else None
+            layout = _layout(module, model, output, size) if output.ndim and len(output) == batch else None
             if layout is None:
                 return
             if isinstance(module, _PASSES_OVER):
                 # Dropout hands its input on, which is no less a layer's output for it.
-                if output is not taken[0]:
+                if not taken or output is not taken[0]:
                     passed_over.append(output)
             elif not isinstance(module, nn.Identity):
                 seen.append((name, output, layout))
 
         return module.register_forward_hook(hook)
 
-    with ExitStack() as hooks, torch.enable_grad():
+    with ExitStack() as hooks, torch.enable_grad(), _frozen(model):
         for name, module in model.named_modules():
             if name:
                 hooks.enter_context(remember(name, module))
         # With the images as a leaf, a frozen model has gradients too.
-        outputs = forward(model, torch.utils._pytree.tree_map(_leaf, inputs))
-        candidates = [c for c in seen if not any(c[1] is other for other in passed_over)]
+        outputs = forward(model, tree_map(_leaf, inputs))
+        # What the model puts out are answers, not features, even where there are as many as places: a caption's words.
+        passed_over += [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        candidates = [c for c in seen if runs[c[0]] == 1 and not any(c[1] is other for other in passed_over)]
         alive = _matter(candidates, [*tree_leaves(outputs), *heads])
         # What attention computes inside itself are its keys and values; the features are what goes in and comes out.
         found = next((name for name in alive if not _inside_attention(model, name)), None)
@@ -125,6 +132,36 @@ def find_layer(model: nn.Module, inputs: Any, forward: Forward = call) -> str:
             "name the layer to explain, one whose output keeps the places of the image, and give its `layout`"
         )
     return _without_wrappers(found or candidates[-1][0])
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, what requires grad depends on the images: a question's words, say, do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _few(inputs: Any) -> Any:
+    """Two of a batch's images, with what belongs to them: a probe needs no more."""
+    batch, _ = shape_of_images(inputs)
+    return tree_map(lambda v: v[:2] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v, inputs)
+
+
+def _layout(module: nn.Module, model: nn.Module, output: Tensor, size: tuple[int, ...]) -> Layout | None:
+    """As `find_layout`, but None for what can be read in no way or in two: a probe goes on to another layer."""
+    try:
+        layout = find_layout(output.shape, size, channels_of(module, model))
+    except ValueError:
+        return None
+    if layout is channels_first and any(n > of for n, of in zip(output.shape[2:], size, strict=True)):
+        return None
+    return layout
 
 
 def _leaf(value: Any) -> Any:
@@ -155,4 +192,7 @@ def _matter(candidates: list[tuple[str, Tensor, Layout]], results: list[Any]) ->
 def _inside_attention(model: nn.Module, name: str) -> bool:
     parents = name.split(".")[:-1]
     owners = (model.get_submodule(".".join(parents[: i + 1])) for i in range(len(parents)))
-    return any("attention" in type(m).__name__.lower() or "attn" in type(m).__name__.lower() for m in owners)
+    kinds = (type(owner).__name__.lower() for owner in owners)
+    return any("attention" in kind or "attn" in kind or kind.endswith(("msa", "mhsa")) for kind in kinds) or any(
+        part in ("attn", "attention", "self_attn", "self_attention", "msa", "mhsa") for part in parents
+    )

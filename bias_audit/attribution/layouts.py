@@ -1,6 +1,7 @@
 """Where a layer's output keeps the places of the image.
 
-Enters: the shape of a layer's output and the size of the images that went in, `(H, W)` or `(T, H, W)`. Leaves: a
+Enters: the shape of a layer's output, the size of the images that went in, `(H, W)` or `(T, H, W)`, and what the layer
+is made of. Leaves: a
 `Layout`, the rearrangement of that output, and of its gradient, to `(B, C, *places)`; or None for an output without
 places. A layout is any such function; these are the ones that are recognised.
 """
@@ -10,10 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 Layout = Callable[[Tensor], Tensor]
+Channels = Literal["first", "last"]
+
+_TAKE_FIRST = (_ConvNd, _BatchNorm, nn.GroupNorm)
+_TAKE_LAST = (nn.Linear, nn.LayerNorm)
+# Convolutions without padding, one after the other, lose as many rows as columns, not as proportion asks.
+_MOST_MISFIT = 8
 
 # None, a class token, one more for distillation, four registers without and with a class token.
 _EXTRA_TOKENS = (0, 1, 2, 4, 5)
@@ -49,11 +59,14 @@ class TokenGrid:
         return places.reshape(*places.shape[:2], *self.grid)
 
 
-def find_layout(shape: Sequence[int], size: Sequence[int]) -> Layout | None:
+def find_layout(shape: Sequence[int], size: Sequence[int], channels: Channels | None = None) -> Layout | None:
     """How an output of `shape` keeps the places of images of `size`; None if it has no more than one place.
 
     Tokens are put on the grid that has the images' proportions: 197 of a square image are a class token and 14 x 14.
-    Channels are last where only then the proportions fit.
+    Where channels may be first or last by the proportions, `channels` says which, and without it the better fit.
+
+    Raises:
+        ValueError: channels may as well be first as last, and nothing says which.
 
     Example:
         >>> find_layout((8, 197, 768), (224, 224))
@@ -65,9 +78,19 @@ def find_layout(shape: Sequence[int], size: Sequence[int]) -> Layout | None:
     """
     if len(shape) == len(size) + 2:
         first, last = shape[2:], shape[1:-1]
-        if _distortion(last, size) <= max(size[-2:]) and _distortion(last, size) < _distortion(first, size):
-            return channels_last if prod(last) > 1 else None
-        return channels_first if prod(first) > 1 else None
+        misfit_first, misfit_last = _misfit(first, size), _misfit(last, size)
+        fits = {"first": misfit_first <= _MOST_MISFIT, "last": misfit_last <= _MOST_MISFIT}
+        if fits["first"] and fits["last"] and channels is None and misfit_first == misfit_last:
+            raise ValueError(
+                f"an output {tuple(shape)} may have its channels first or last, of images {tuple(size)}: give the "
+                "`layout` that makes it (B, C, h, w)"
+            )
+        if fits["first"] and fits["last"]:
+            last_it_is = channels == "last" or (channels is None and misfit_last < misfit_first)
+        else:
+            last_it_is = fits["last"]
+        places = last if last_it_is else first
+        return None if prod(places) <= 1 else channels_last if last_it_is else channels_first
     if len(shape) == 3 and shape[2] > 1:
         # Patches that leave no rest first: 25 of 64 x 64 pixels are hardly patches of 12 or 13.
         for exact in (True, False):
@@ -78,8 +101,24 @@ def find_layout(shape: Sequence[int], size: Sequence[int]) -> Layout | None:
     return None
 
 
-def _distortion(places: Sequence[int], size: Sequence[int]) -> float:
-    """By how much rows and columns miss the images' proportions; one place, which padding may cost, is a side's length.
+def channels_of(module: nn.Module, model: nn.Module) -> Channels | None:
+    """Whether what a module is made of takes channels first or last; None if both or neither is in it.
+
+    Example:
+        >>> channels_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Identity())
+        'first'
+    """
+    parts = list(module.modules())
+    takes_first = any(isinstance(part, _TAKE_FIRST) for part in parts)
+    takes_last = any(isinstance(part, _TAKE_LAST) for part in parts)
+    if takes_first != takes_last:
+        return "first" if takes_first else "last"
+    # An activation takes either. Of a model whose norms are none of those that take channels last, it is the usual.
+    return None if takes_first or any(isinstance(part, nn.LayerNorm) for part in model.modules()) else "first"
+
+
+def _misfit(places: Sequence[int], size: Sequence[int]) -> float:
+    """How many rows or columns are too many, or missing, for the images' proportions; padding may cost one.
 
     Infinite where there are more places than pixels.
     """
@@ -87,7 +126,7 @@ def _distortion(places: Sequence[int], size: Sequence[int]) -> float:
     rows, columns = places[-2:]
     if any(n > of for n, of in zip(places, size, strict=True)):
         return inf
-    return abs(rows * width - columns * height)
+    return abs(rows * width - columns * height) / max(height, width)
 
 
 def _grid(places: int, size: Sequence[int], exact: bool) -> tuple[int, ...] | None:

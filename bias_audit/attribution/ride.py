@@ -27,8 +27,9 @@ from bias_audit.attribution.targets import Target
 class Rider:
     """Rides along with the first forward pass that anybody makes inside the `with`, and keeps its `capture`.
 
-    The pass is made without grad, not under `inference_mode`. `capture` is None where no pass went through the layer,
-    or where `problem` says what went wrong: nothing is raised into somebody else's code. `passes` counts the passes.
+    A pass made with grad, or under `inference_mode`, is left alone. `capture` is None where no other pass went through
+    the layer, or where `problem` says what went wrong: nothing is raised into somebody else's code. `passes` counts the
+    passes of either kind.
 
     Args:
         model: an eager module; what is called may be itself or a module in it around the layer.
@@ -54,14 +55,14 @@ class Rider:
         self._around = [submodule(model, ".".join(parts[:n])) for n in range(len(parts))]
         self._outermost: nn.Module | None = None
         self._hooks = ExitStack()
-        self._grad = False
+        self._grad = self._mine = False
 
     def __enter__(self) -> Self:
         for module in self._around:
             self._hooks.enter_context(module.register_forward_pre_hook(self._begin))
             # Also after an exception, or grad would stay switched on.
             self._hooks.enter_context(module.register_forward_hook(self._end, always_call=True))
-        self._tap.attach(self._hooks, only_if=lambda: self._outermost is not None and not self.passes)
+        self._tap.attach(self._hooks, only_if=lambda: self._outermost is not None and self._mine and not self.passes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -71,6 +72,8 @@ class Rider:
         # The first of the modules around the layer that is entered is the outermost.
         if self._outermost is None:
             self._outermost, self._grad = module, torch.is_grad_enabled()
+            # A pass that is to be differentiated is none to ride along with: its outputs must not be detached.
+            self._mine = not self._grad and not torch.is_inference_mode_enabled()
 
     def _end(self, module: nn.Module, _inputs: Any, outputs: Any) -> Any:
         if module is not self._outermost:
@@ -78,7 +81,7 @@ class Rider:
         self._outermost = None
         torch.set_grad_enabled(self._grad)
         self.passes += 1
-        if self.passes > 1 or outputs is None:
+        if self.passes > 1 or outputs is None or not self._mine:
             return None
         try:
             self.capture = self._tap.captures(outputs, [self._target], self._size)[0][0]
@@ -109,9 +112,16 @@ def why_not(model: nn.Module, inputs: Any, layer: str, target: Target, forward: 
         ridden = tree_leaves(forward(model, inputs))
     if rider.problem is not None:
         return str(rider.problem)
+    if any(isinstance(leaf, Tensor) and leaf.grad_fn for m in model.modules() for leaf in tree_leaves(_own(m))):
+        return "the model keeps tensors of its forward pass, which would hold on to the graph"
     if rider.capture is None:
         return f"the forward pass does not go through layer {layer!r}"
     if not all(isinstance(leaf, Tensor | int | float | str | None) for leaf in plain):
         return "the model puts out objects whose tensors cannot be told"
     same = (torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(plain, ridden, strict=True))
     return "" if all(same) else "the layers behind compute other bits with grad than without"
+
+
+def _own(module: nn.Module) -> list[Any]:
+    """What a module holds besides its parameters, buffers and submodules."""
+    return [value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")]

@@ -36,6 +36,9 @@ class SparseRows(TorchFunctionMode):
 
 
 def _is_eligible(rows: Tensor) -> bool:
+    # A checkpoint computes its part again when differentiated, outside of this mode, and must find the same graph.
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return False
     # Autocast casts between the input and the weight, and differentiates that itself.
     return rows.requires_grad and rows.ndim > 2 and rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 

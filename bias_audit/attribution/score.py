@@ -16,8 +16,8 @@ from bias_audit.attribution.capture import as_the_model_takes_them, capture, log
 from bias_audit.attribution.inputs import take_images
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
-from bias_audit.attribution.resize import upsample
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, RankedLogit, Target, predicted_logit
+from bias_audit.resize import upsample
 
 # A channel that varies by less than this share of its values does not vary.
 _ROUNDING = 1e-5

@@ -74,7 +74,8 @@ class PendingSample:
     decode: Callable[[], Decoded]
 
 
-@dataclass(frozen=True)
+# Not frozen: Lightning converts the floats of a validation's batch in place under "bf16-true" and its like.
+@dataclass
 class AuditBatch:
     """Some samples on one device, ready for the model.
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import Sign
-from bias_audit.attribution.resize import upsample
 from bias_audit.localization import Scored
+from bias_audit.resize import upsample
 from bias_audit.stats import bootstrap_ratios
 from bias_audit.terms import EXPLAINER_METRICS, Estimate
 
@@ -126,15 +126,15 @@ def spearman(one: Tensor, two: Tensor) -> Scored:
     scale = (first.square().sum(dim=-1) * second.square().sum(dim=-1)).sqrt()
     valid = finite & (scale > 0)
     value = (first * second).sum(dim=-1) / torch.where(valid, scale, 1)
-    return Scored(torch.where(valid, value, 0).float(), valid)
+    return Scored(torch.where(valid, value, 0), valid)
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
     ordered = values.contiguous().sort(dim=-1).values
     below = torch.searchsorted(ordered, values.contiguous(), right=False)
     up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
-    # Twice the mean rank of a tie, a whole number: sums of its products are exact in float64.
-    return (below + up_to).double() - values.shape[-1]
+    # Twice the mean rank of a tie, less twice that of all: whole numbers, so that a constant gives zeros.
+    return (below + up_to - values.shape[-1]).float()
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:
