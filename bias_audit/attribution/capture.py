@@ -92,7 +92,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     with preserved_rng():
         try:
             for module, _, _ in attributes:
-                # cuDNN differentiates a recurrent layer in training mode only; without dropout that is the only difference.
+                # cuDNN differentiates recurrent layers in training mode only; without dropout nothing else differs.
                 module.training = isinstance(module, nn.RNNBase) and not module.dropout
             # Hooks do not fire inside compiled code.
             with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):

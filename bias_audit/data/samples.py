@@ -93,10 +93,6 @@ class AuditBatch:
         images, labels, masks = (t.to(device, **options) for t in (self.images, self.labels, self.masks))
         return AuditBatch(images, labels, masks, self.indices)
 
-    def pin_memory(self) -> AuditBatch:
-        """The same in pinned memory; a DataLoader pins its batches by it."""
-        return AuditBatch(self.images.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory(), self.indices)
-
     @staticmethod
     def collate(batches: Sequence[AuditBatch]) -> AuditBatch:
         """Several batches as one: the `collate_fn` of a DataLoader of an `AuditDataset`.
