@@ -16,6 +16,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from bias_audit import explain
 from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layouts import TokenGrid, channels_first, channels_last, channels_of, find_layout
+from bias_audit.localization import energy_share, project_regions
 
 
 class QuickInit(TorchFunctionMode):
@@ -191,6 +192,16 @@ def test_clips_of_a_video() -> None:
     fine = heatmaps.upsample((8, 48, 64))
     assert fine.shape == (2, 8, 48, 64)
     torch.testing.assert_close(fine[:, 0], fine[:, 7])
+    # Against region tubes: something that moves from left to right.
+    tubes = torch.zeros(2, 1, 8, 48, 64, dtype=torch.bool)
+    for frame in range(8):
+        tubes[:, 0, frame, 10:30, 8 * frame : 8 * frame + 12] = True
+    positive = explain(model, clips, target=torch.tensor([2, 0]), sign="absolute")
+    share = energy_share(positive.maps, project_regions(tubes, positive.maps.shape[1:]))
+    pixels = positive.upsample((8, 48, 64))
+    expected_share = (pixels * tubes[:, 0]).flatten(1).sum(1) / pixels.flatten(1).sum(1)
+    assert share.valid.all()
+    torch.testing.assert_close(share.value[:, 0], expected_share, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

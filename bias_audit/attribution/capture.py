@@ -167,19 +167,35 @@ class Tap:
         self._modules = {layer: submodule(model, layer) for layer in layers}
         self._taken: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
-    def attach(self, hooks: ExitStack, only_if: Callable[[], bool] = lambda: True) -> None:
-        """Hook the layers until `hooks` is closed; a pass for which `only_if` is false goes by untouched."""
-        for layer, module in self._modules.items():
-            hooks.enter_context(module.register_forward_hook(partial(self._take, only_if, layer)))
+    def attach(
+        self, hooks: ExitStack, only_if: Callable[[], bool] = lambda: True, tail: Callable[[], object] = lambda: None
+    ) -> None:
+        """Hook the layers until `hooks` is closed; a pass for which `only_if` is false goes by untouched.
 
-    def _take(self, only_if: Callable[[], bool], layer: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        `tail` is called when the first layer is done, before what is to be differentiated begins.
+        """
+        for layer, module in self._modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(self._take, only_if, tail, layer)))
+
+    def _take(
+        self,
+        only_if: Callable[[], bool],
+        tail: Callable[[], object],
+        layer: str,
+        _module: nn.Module,
+        _inputs: Any,
+        output: Any,
+    ) -> Any:
         if not only_if():
             return None
         features = first_tensor(output)
         if not isinstance(features, Tensor) or not features.is_floating_point():
             got = features.dtype if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"layer {layer!r} puts out {got}, expected a tensor of floats: name another layer")
-        if not any(self._taken.values()) or not features.requires_grad:
+        if not any(self._taken.values()):
+            tail()
+            features = features.detach()
+        if not features.requires_grad:
             features = features.detach().requires_grad_()
             torch.set_grad_enabled(True)
         self._taken[layer].append(features)
@@ -267,8 +283,9 @@ def _as_taken(dtype: torch.dtype | None, value: Any) -> Any:
 
 def _forward(model: nn.Module, layers: Sequence[str], inputs: Any, forward: Forward) -> tuple[Tap, Any]:
     tap = Tap(model, layers)
-    with ExitStack() as hooks, SparseRows():
-        tap.attach(hooks)
+    with ExitStack() as hooks:
+        # Not before: attention has a fast path that it leaves where calls are looked at.
+        tap.attach(hooks, tail=lambda: hooks.enter_context(SparseRows()))
         return tap, forward(model, inputs)
 
 
