@@ -101,7 +101,7 @@ class AuditPlan:
     iou_threshold: float = 0.15
     pointing_tolerance: int = 0
     forward_fn: Forward = call
-    fitness_samples: int = 8
+    fitness_samples: int = 16
     fitness_every: int = 50
 
     def __post_init__(self) -> None:

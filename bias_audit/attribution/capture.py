@@ -82,7 +82,9 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which is theirs
     # to decide and ours not to trigger.
     # What else a forward pass assigns to `self` may hold on to our graph, and is taken back too.
-    attributes = [(module, dict(vars(module)), set(module._buffers)) for module in model.modules()]
+    attributes = [
+        (module, dict(vars(module)), {name for name, _ in module._buffers.items()}) for module in model.modules()
+    ]
     buffers = [
         (module, name, buffer, None if buffer is None else (buffer._version, buffer.detach().clone()))
         for module in model.modules()
@@ -102,7 +104,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 for name in [name for name, value in vars(module).items() if before.get(name, _GONE) is not value]:
                     del module.__dict__[name]
                 module.__dict__.update(before)
-                for name in [name for name in module._buffers if name not in names]:
+                for name in [name for name, _ in module._buffers.items() if name not in names]:
                     del module._buffers[name]
             with torch.no_grad():
                 for module, name, buffer, kept in buffers:
