@@ -79,9 +79,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             f"{type(model).__name__} has lazy parameters that no batch has shaped yet: run one batch through it first, "
             "because shaping them draws the random numbers that training would draw"
         )
-    # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which is theirs
-    # to decide and ours not to trigger.
-    # What else a forward pass assigns to `self` may hold on to our graph, and is taken back too.
+    # What a forward pass assigns to `self` may hold on to our graph, and is taken back, too.
     attributes = [
         (module, dict(vars(module)), {name for name, _ in module._buffers.items()}) for module in model.modules()
     ]
@@ -93,6 +91,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     ]
     with preserved_rng():
         try:
+            # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which
+            # is theirs to decide and ours not to trigger.
             for module, _, _ in attributes:
                 # cuDNN differentiates recurrent layers in training mode only; without dropout nothing else differs.
                 module.training = isinstance(module, nn.RNNBase) and not module.dropout
