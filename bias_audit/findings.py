@@ -43,6 +43,11 @@ class Finding:
     possible: tuple[Verdict, ...]
     samples_to_settle: int | None = None
 
+    def _repr_html_(self) -> str:
+        from bias_audit.notebook import finding_html
+
+        return finding_html(self)
+
 
 @dataclass(frozen=True)
 class Explainer:
@@ -126,6 +131,8 @@ class _Evidence:
         present = {e.class_name for e in estimates if e.metric == "accuracy"}
         self._absent = tuple(name for name in subjects.classes if present and name not in present)
         self._explainers = {x.method: x for x in explainers(estimates, policy)}
+        self._with_alignment = {e.group for e in estimates if _says_alignment(e)}
+        self._with_swap_gap = {(e.region, e.group) for e in estimates if e.metric == "swap_gap" and e.n > 0}
         self._significant = self._corrected()
 
     def _of(self, *metrics: str, region: str | None = None, group: str | None = None) -> list[Estimate]:
@@ -194,10 +201,9 @@ class _Evidence:
         return in_regions if in_regions.there and not own.there else own
 
     def _swapped(self, region: str | None, attribute: str) -> _Answer:
-        found = [e for e in self._of("swap_gap", region=region, group=attribute) if e.n > 0]
-        if not found:
-            # Which value goes with which class is not known: all that can be asked is whether decisions change.
-            found = [e for e in self._of("swap_flips", region=region, group=attribute) if e.n > 0]
+        # Where it is not known which value goes with which class, all that can be asked is whether decisions change.
+        metric = "swap_gap" if (region, attribute) in self._with_swap_gap else "swap_flips"
+        found = [e for e in self._of(metric, region=region, group=attribute) if e.n > 0]
         if region is not None:
             # Only images with a donor are exchanged: too few of them say nothing, and nobody expects them to.
             found = [e for e in found if e.measured and e.n >= self.policy.min_samples]
@@ -208,8 +214,8 @@ class _Evidence:
     def gap(self, attribute: str) -> _Answer:
         """Evidence (c): is the model right less often where the cue misleads, or for one value of the attribute?"""
         limit, what = self.policy.tolerance.accuracy_gap, f"accuracy by {attribute}"
-        aligned = [e for e in self._of("alignment_gap", group=attribute) if e.n > 0 or e.class_name is None]
-        if aligned:
+        if attribute in self._with_alignment:
+            aligned = [e for e in self._of("alignment_gap", group=attribute) if _says_alignment(e)]
             return self._exceeds(aligned, limit, what, by_class=False)
         return self._exceeds([e for e in self._of("accuracy_gap", group=attribute) if e.class_name], limit, what)
 
@@ -287,6 +293,7 @@ class _Evidence:
         return frozenset(e for (e, _), p in zip(family, holm(ps), strict=True) if p <= _ALPHA)
 
     def _is_hypothesis(self, e: Estimate) -> bool:
+        """Whether a finding may rest on it: what nobody asks must not make what is asked harder to show."""
         if not e.measured or e.n < self.policy.min_samples or e.metric not in _LIMITS:
             return False
         if e.metric == "enrichment":
@@ -294,7 +301,9 @@ class _Evidence:
             return e.group is None and not unfit and e.region in self.subjects.regions_with("spurious")
         if e.metric == "removal_flips":
             return e.group is None
-        return e.metric != "accuracy_gap" or e.class_name is not None
+        if e.metric == "swap_flips":
+            return (e.region, e.group) not in self._with_swap_gap
+        return e.metric != "accuracy_gap" or (e.class_name is not None and e.group not in self._with_alignment)
 
     def _limit(self, e: Estimate) -> float:
         return _LIMITS[e.metric](self.policy)
@@ -310,6 +319,10 @@ _LIMITS: Mapping[str, Callable[[Policy], float]] = {
     "accuracy_gap": lambda policy: policy.tolerance.accuracy_gap,
     "cramers_v": lambda policy: policy.tolerance.association,
 }
+
+
+def _says_alignment(e: Estimate) -> bool:
+    return e.metric == "alignment_gap" and (e.n > 0 or e.class_name is None)
 
 
 def _deviate(tail: float) -> float:

@@ -813,6 +813,24 @@ def test_what_fails_the_correction_only_is_open_and_says_so() -> None:
     assert found((marginal, *idle, *LOOKS["yes"], unfit), NOT_ANNOTATED)["hair"].verdict is RELIANCE
 
 
+def test_what_a_better_measurement_stands_for_is_no_hypothesis() -> None:
+    """Beside the gap of aligned and conflicting images that of the groups is not asked, nor flips beside a swap's gap."""
+    clear = alignment(0.25, 0.13, 0.37)
+    assert found((clear, *SWAPS["yes"], *TIES["yes"]))["gender"].verdict is RELIANCE
+    alone = found((clear, *TIES["yes"]))["gender"]
+    assert alone.verdict is RELIANCE and clear in alone.evidence
+    beside = [gap(0.0, -0.05, 0.05, class_name=name) for name in SUBJECTS.classes for _ in range(20)]
+    beside = [replace(e, value=i / 1000) for i, e in enumerate(beside)]
+    swapped = swap(0.4, 0.3, 0.5)
+    flips = [replace(swapped, metric="swap_flips", value=i / 1000, low=-0.05, high=0.05) for i in range(20)]
+    with_all = found((clear, *TIES["yes"], *beside, swapped, *flips))["gender"]
+    assert with_all.verdict is RELIANCE and {clear, swapped} <= set(with_all.evidence)
+    # Where there is nothing better they are asked, and each makes the others harder to show.
+    marginal = gap(0.25, 0.105, 0.395, class_name=SUBJECTS.classes[0])
+    assert marginal in found((marginal, gap(0.0, -0.05, 0.05, class_name=SUBJECTS.classes[1])))["gender"].evidence
+    assert "so many questions" in found((marginal, *beside, *flips))["gender"].sentence
+
+
 def test_a_damaged_interval_is_no_measurement() -> None:
     """The value is not within it: nothing follows."""
     for e in (association(0.1, 1.0, 1.0), removal(0.1, 0.2, 0.3), enrichment(1.0, 1.1, 1.1), alignment(0.1, 0.3, 0.2)):
