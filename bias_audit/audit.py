@@ -35,11 +35,21 @@ from bias_audit.evidence.changes import Changes
 from bias_audit.evidence.fitness import Explained, fitness, fitness_estimates
 from bias_audit.evidence.intervention import EFFECTS, Effects, effects, intervention_estimates, responses
 from bias_audit.evidence.performance import performance
+from bias_audit.evidence.pictures import changed_pictures
 from bias_audit.evidence.probe import probe, region_probe
 from bias_audit.localization import PixelRegions, ProjectedRegions, label_pixels, project_regions, with_remainder
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, AuditSummary, Manifest, RunDirectory, SampleScores, SampleSheet, now
+from bias_audit.records import (
+    AuditResult,
+    AuditSummary,
+    ChangedPictures,
+    Manifest,
+    RunDirectory,
+    SampleScores,
+    SampleSheet,
+    now,
+)
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, decisions_of, maps_of, score_batch
 from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, PROBE_METRICS, REMAINDER, Estimate
 from bias_audit.verdict import judge
@@ -212,19 +222,22 @@ class Auditor:
         intervenes = trained and not changed and plan.intervention_samples > 0 and self._can_intervene
         of = count + (min(count, plan.intervention_samples) if intervenes else 0)
         found: Effects | None = None
+        pictures: ChangedPictures | None = None
         with borrowed(model) as lent:
             batches = scored or self._scored(lent, device, forward_context, lambda done, _: progress(done, of))
             if trained and not tested and plan.fitness_samples:
                 tested = self._fitness(lent, device, forward_context)
             if intervenes:
-                changed, found = self._intervene(
-                    lent, device, forward_context, lambda done, _: progress(count + done, of)
+                changed, found, pictures = self._intervene(
+                    lent, device, step, forward_context, lambda done, _: progress(count + done, of)
                 )
         scores = self._collect(batches, found)
         estimates = (*self._estimates(scores, reference), *changed, *tested)
         judgement = judge(estimates, self.audit_set.subjects, self.policy)
         seconds = time.monotonic() - started
-        return AuditResult(step, epoch, weights, now(), seconds, estimates, judgement, trigger, scores=scores)
+        return AuditResult(
+            step, epoch, weights, now(), seconds, estimates, judgement, trigger, scores=scores, changed=pictures
+        )
 
     def _scored(
         self, lent: nn.Module, device: torch.device, forward_context: ForwardContext, progress: Progress
@@ -328,9 +341,9 @@ class Auditor:
         return every
 
     def _intervene(
-        self, lent: nn.Module, device: torch.device, forward_context: ForwardContext, progress: Progress
-    ) -> tuple[tuple[Estimate, ...], Effects]:
-        """What the model decides when regions are removed and cues are swapped."""
+        self, lent: nn.Module, device: torch.device, step: int, forward_context: ForwardContext, progress: Progress
+    ) -> tuple[tuple[Estimate, ...], Effects, ChangedPictures]:
+        """What the model decides when regions are removed and cues are swapped, and what it then saw."""
         drawn, changes = self._intervened
 
         def outputs(pictures: Tensor) -> Tensor:
@@ -358,7 +371,10 @@ class Auditor:
             seed=self.plan.seed,
         )
         probed = self._probed(lent, drawn, device, forward_context)
-        return (*estimates, *probed, *self._region_probes), found
+        flat = decisions_of(logits.flatten(0, 1), labels.repeat_interleave(count))
+        decisions, margins = (values.view(-1, count).cpu().numpy() for values in flat)
+        pictures = changed_pictures(changes, drawn.ids, drawn.subjects, decisions, margins, step)
+        return (*estimates, *probed, *self._region_probes), found, pictures
 
     @cached_property
     def _region_probes(self) -> tuple[Estimate, ...]:

@@ -7,24 +7,13 @@ an error, 3 inconclusive. Neither torch nor Lightning is imported unless a comma
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from bias_audit.gate import GateResult
-from bias_audit.history import Onset
-from bias_audit.terms import Outcome, Verdict
-from bias_audit.verdict import Check
-
-if TYPE_CHECKING:
-    from bias_audit.evidence.clusters import Cluster
-    from bias_audit.report.clusters import RunClusters
+from bias_audit.terminal import console, print_clusters, print_comparison, print_gate, print_run
 
 app = typer.Typer(
     name="bias-audit",
@@ -34,21 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STYLES = {Outcome.HELD: "green", Outcome.VIOLATED: "bold red", Outcome.INCONCLUSIVE: "yellow"}
-_VERDICT_STYLES = {
-    Verdict.RELIANCE: "bold red",
-    Verdict.SUSPECTED: "yellow",
-    Verdict.CLEARED: "green",
-    Verdict.INCONCLUSIVE: "yellow",
-}
-_PASSED = {Outcome.HELD: "passed", Outcome.VIOLATED: "violated", Outcome.INCONCLUSIVE: "inconclusive"}
-
 RunDir = Annotated[Path, typer.Argument(help="The directory that holds manifest.json, or one above exactly one such.")]
-
-
-def _console() -> Console:
-    # A log file has no width; 80 columns would break every row.
-    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 @app.command()
@@ -68,84 +43,8 @@ def gate(
 
     run = read_run(run_dir)
     result = run_gate(run, policy)
-    console = _console()
-    _print_gate(console, result, onsets(run.audits))
+    print_gate(console(), result, onsets(run.audits))
     raise typer.Exit(result.exit_code)
-
-
-def _print_gate(console: Console, result: GateResult, history: Sequence[Onset]) -> None:
-    if result.judgement is not None and result.audit is not None:
-        console.print(_findings_table(result))
-        console.print(_checks_table(result))
-        weights = escape(result.audit.weights)
-        console.print(f"Audit at step {result.audit.step}, epoch {result.audit.epoch}, {weights} weights.")
-    for onset in history:
-        if onset.since is not None and len(onset.steps) > 1:
-            console.print(escape(str(onset)), highlight=False)
-    for doubt in result.doubts:
-        console.print(f"Inconclusive: {escape(doubt)}.", style="yellow")
-    console.print(f"bias-audit gate: {_PASSED[result.outcome]}{_because(result)}", style=_STYLES[result.outcome])
-
-
-def _because(result: GateResult) -> str:
-    """The first thing that stands in the way, in the words of its check."""
-    if result.judgement is None:
-        return ""
-    blocking = [c for c in result.judgement.checks if c.severity == "error" and c.outcome is result.outcome]
-    if result.outcome is Outcome.HELD or not blocking:
-        return ""
-    more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
-    return escape(f": {blocking[0].message}{more}")
-
-
-def _findings_table(result: GateResult) -> Table:
-    assert result.judgement is not None
-    table = Table(title="Findings", title_justify="left", expand=True)
-    table.add_column("about", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("why", ratio=1)
-    for finding in result.judgement.findings:
-        sentence = finding.sentence
-        if finding.samples_to_settle is not None:
-            sentence += f" About {finding.samples_to_settle} images of that kind would settle it."
-        style = _VERDICT_STYLES[finding.verdict]
-        table.add_row(
-            escape(f"{finding.kind} {finding.name}"), f"[{style}]{finding.verdict}[/{style}]", escape(sentence)
-        )
-    return table
-
-
-def _checks_table(result: GateResult) -> Table:
-    assert result.judgement is not None
-    table = Table(title="Rules", title_justify="left", expand=True)
-    for name, options in (
-        ("rule", {"ratio": 2}),
-        ("on", {"ratio": 2}),
-        ("measured", {"no_wrap": True}),
-        ("n", {"justify": "right", "no_wrap": True}),
-        ("severity", {"no_wrap": True}),
-        ("outcome", {"no_wrap": True}),
-    ):
-        table.add_column(name, **options)
-    for check in result.judgement.checks:
-        style = _STYLES[check.outcome]
-        n = "" if check.estimate is None else str(check.estimate.n)
-        table.add_row(
-            escape(check.rule),
-            escape(check.subject),
-            _measured(check),
-            n,
-            check.severity,
-            f"[{style}]{check.outcome}[/{style}]",
-        )
-    return table
-
-
-def _measured(check: Check) -> str:
-    e = check.estimate
-    if e is None or not e.measured:
-        return "–"
-    return escape(f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]")
 
 
 @app.command()
@@ -172,41 +71,70 @@ def clusters(
 
     run = read_run(run_dir)
     found = run_clusters(run, audit=audit, method=method)
-    console = _console()
-    telling = ranked(found.classes)
-    if telling:
-        console.print(_clusters_table(found, telling))
-    for one in found.classes:
-        if len(one.clusters) < 2:
-            alone = one.reason or f"one cluster: no group of its {len(one.samples)} heatmaps stands apart"
-            console.print(escape(f"Class {one.class_name}: {alone}."))
+    screen = console()
+    print_clusters(screen, found, ranked(found.classes))
     if any(one.clusters for one in found.classes):
         path = run.path / "clusters.png" if out is None else out
         drawn = draw_clusters(path, found)
-        console.print(f"{drawn} of {len(found.classes)} classes drawn:", highlight=False)
+        screen.print(f"{drawn} of {len(found.classes)} classes drawn:", highlight=False)
         typer.echo(path)
 
 
-def _clusters_table(found: RunClusters, telling: Sequence[Cluster]) -> Table:
-    table = Table(title=f"Heatmaps by {found.method} at step {found.step}", title_justify="left", expand=True)
-    table.add_column("class", no_wrap=True)
-    table.add_column("cluster", justify="right")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", no_wrap=True)
-    table.add_column("what departs from the class", ratio=2)
-    table.add_column("nearest to its centre", ratio=2)
-    for cluster in telling:
-        a = cluster.accuracy
-        shown = [str(contrast) for contrast in cluster.contrasts if contrast.shown]
-        table.add_row(
-            escape(cluster.class_name),
-            str(cluster.number),
-            str(len(cluster.members)),
-            escape(f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]"),
-            escape("; ".join(shown)) or "nothing beyond chance",
-            escape(", ".join(found.ids[i] for i in cluster.nearest)),
-        )
-    return table
+@app.command()
+def show(
+    run_dir: RunDir,
+    audit: Annotated[int, typer.Option(help="Which audit, counted from 0; -1 is the last.")] = -1,
+    samples: Annotated[
+        int | None, typer.Option(min=0, help="How many samples to draw; by default 4 on a terminal, else none.")
+    ] = None,
+) -> None:
+    """Print an audit's verdicts, how its numbers came about, and the samples that are looked at worst."""
+    from bias_audit.records import read_run
+
+    run, asked = read_run(run_dir), samples
+    if asked is None:
+        asked = 4 if sys.stdout.isatty() else 0
+    print_run(console(colours=bool(samples)), run, audit, asked)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run directory, or one above exactly one such.")],
+    run_b: Annotated[Path, typer.Argument(help="Another; differences are B less A.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default compare.html in the directory of run B.")
+    ] = None,
+) -> None:
+    """Say what changed from one run to another, with intervals; it is no gate and exits with 0."""
+    from bias_audit.compare import compare_runs
+    from bias_audit.records import read_run
+    from bias_audit.report.compare import write_comparison
+
+    found = compare_runs(read_run(run_a), read_run(run_b))
+    print_comparison(console(), found)
+    typer.echo(write_comparison(found.b.run.path / "compare.html" if out is None else out, found))
+
+
+dashboard = typer.Typer(help="The run in Weights & Biases.", no_args_is_help=True)
+app.add_typer(dashboard, name="dashboard")
+
+
+@dashboard.command()
+def push(
+    run_dir: RunDir,
+    entity: Annotated[str | None, typer.Option(help="W&B user or team; by default that of the logged run.")] = None,
+    project: Annotated[str | None, typer.Option(help="W&B project; by default that of the logged run.")] = None,
+    send: Annotated[
+        bool, typer.Option(help="Make a W&B run of the recorded audits: they were not sent, or only offline.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the workspace's specification as JSON; needs neither account nor network.")
+    ] = False,
+) -> None:
+    """Save a workspace in Weights & Biases, laid out by what a reader asks, and print its address."""
+    from bias_audit.callbacks.workspace import push as push_workspace
+
+    typer.echo(push_workspace(run_dir, entity=entity, project=project, send=send, dry_run=dry_run))
 
 
 @app.command()
@@ -217,7 +145,7 @@ def demo(
     """Train the doctor/nurse case of the Grad-CAM paper twice, on biased and on balanced data, and audit both."""
     from bias_audit.demo import run_demo
 
-    run_demo(out, seed, _console())
+    run_demo(out, seed, console())
 
 
 def main() -> Any:

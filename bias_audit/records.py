@@ -7,6 +7,7 @@ same read back.
     samples.npz      ids, labels, attributes, thumbnails and region masks of the audited images
     audits.jsonl     one line per audit, each with its checksum and its predecessor's: estimates, findings, checks
     audits/*.npz     per audit the heatmaps at their own resolution and every score of every sample
+    changed.npz      what the last interventions made of some images, to be looked at; absent before the first
 
 An audit's arrays are written, synced and renamed into place before its line is appended and synced, so a line is never
 without its arrays. A half-written last line is what a kill leaves: readers report it (`Run.torn`), `resume` cuts it.
@@ -22,7 +23,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,9 +38,11 @@ from bias_audit.verdict import Judgement
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from matplotlib.figure import Figure
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
+CHANGED = "changed.npz"
 
 
 class RecordError(ValueError):
@@ -122,6 +125,27 @@ class SampleScores:
         return hits
 
 
+@dataclass(frozen=True)
+class ChangedPictures:
+    """What interventions made of P images at the audit of `step`: those on which each change told most.
+
+    Of each picture the sample's id, the `kind` of change ("removal" or "swap"), the region it was made in ("" where the
+    user's own swap changed the image), for a swap the attribute and the value that was put in ("" for a removal), and
+    the JPEG of what the model saw. `decisions` int64 `(P,)` are the classes it decided for, -1 where its output was not
+    finite, and `falls` float32 `(P,)` by how much the margin of the label fell.
+    """
+
+    step: int
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    regions: tuple[str, ...]
+    attributes: tuple[str, ...]
+    values: tuple[str, ...]
+    decisions: npt.NDArray[np.int64]
+    falls: npt.NDArray[np.float32]
+    pictures: tuple[bytes, ...]
+
+
 def _no_effects() -> npt.NDArray[np.float32]:
     import numpy as np
 
@@ -164,16 +188,40 @@ class AuditSummary:
                 return e
         raise KeyError(f"no estimate {wanted}")
 
+    def _repr_html_(self) -> str:
+        from bias_audit.notebook import audit_html
+
+        return audit_html(self)
+
 
 @dataclass(frozen=True)
 class AuditResult(AuditSummary):
-    """One audit, with every sample's scores."""
+    """One audit, with every sample's scores; `changed` where it made interventions."""
 
     scores: SampleScores = field(compare=False, kw_only=True)
+    changed: ChangedPictures | None = field(default=None, compare=False, kw_only=True)
 
     def summary(self) -> AuditSummary:
         """The same without the scores."""
         return AuditSummary(**{f.name: getattr(self, f.name) for f in fields(AuditSummary)})
+
+    def plot(self, sheet: SampleSheet | None = None, samples: int = 4) -> Figure:
+        """Verdicts, the enrichment of each region and the worst heatmaps as one figure: see `notebook.audit_figure`.
+
+        Args:
+            sheet: the images, such as `Auditor.sheet` or `Run.sheet()`; without, the heatmaps are shown alone.
+            samples: how many heatmaps to draw, at most 12.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: `samples` is out of range, or the sheet is of other images.
+
+        Example:
+            >>> result.plot(auditor.sheet).savefig("audit.png")  # doctest: +SKIP
+        """
+        from bias_audit.notebook import audit_figure
+
+        return audit_figure(self, sheet, samples)
 
 
 @dataclass(frozen=True)
@@ -221,6 +269,14 @@ class Run:
             RecordError: `samples.npz` is missing or cannot be read.
         """
         return _read_sheet(self.path / SAMPLES)
+
+    def changed(self) -> ChangedPictures | None:
+        """What the last interventions made of some images; None where none were made.
+
+        Raises:
+            RecordError: `changed.npz` cannot be read.
+        """
+        return _read_changed(self.path / CHANGED)
 
 
 def now() -> str:
@@ -310,6 +366,9 @@ class RunDirectory:
             for audit, line in zip(run.audits, run._arrays, strict=True):
                 if _stays(audit, step):
                     directory.append(AuditResult(**vars(audit), scores=_read_scores(source, line)))
+            changed = run.changed()
+            if changed is not None and changed.step <= step:
+                write_whole(path / CHANGED, _changed_bytes(changed))
             return directory
         whole = _whole_lines((source / AUDITS).read_bytes())
         if run.torn:
@@ -320,6 +379,9 @@ class RunDirectory:
         last = json.loads(whole[-1])["sha256"] if whole else ""
         directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last)
         directory._append_line(_Line("rewind", step=step))
+        changed = run.changed()
+        if changed is not None and changed.step > step:
+            (path / CHANGED).unlink()
         return directory
 
     def append(self, result: AuditResult) -> None:
@@ -329,6 +391,8 @@ class RunDirectory:
             OSError: the directory cannot be written.
         """
         content = _scores_bytes(result.scores)
+        if result.changed is not None:
+            write_whole(self.path / CHANGED, _changed_bytes(result.changed))
         name = f"audits/{self._count:06d}.npz"
         write_whole(self.path / name, content)
         self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content)))
@@ -480,14 +544,12 @@ def _scores_bytes(scores: SampleScores) -> bytes:
 def _sheet_bytes(sheet: SampleSheet) -> bytes:
     import numpy as np
 
-    lengths = np.array([len(t) for t in sheet.thumbnails], dtype=np.int64)
     return _npz_bytes(
         {
             "ids": sheet.ids,
             "labels": sheet.labels,
             "attributes": sheet.attributes,
-            "thumbnails": np.frombuffer(b"".join(sheet.thumbnails), dtype=np.uint8),
-            "thumbnail_lengths": lengths,
+            **_packed("thumbnails", "thumbnail_lengths", sheet.thumbnails),
             "masks": np.packbits(sheet.masks, axis=-1),
             "masks_shape": np.array(sheet.masks.shape, dtype=np.int64),
         }
@@ -503,12 +565,42 @@ def _read_sheet(path: Path) -> SampleSheet:
         raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
     names = ("ids", "labels", "attributes", "thumbnails", "thumbnail_lengths", "masks", "masks_shape")
     arrays = _load_npz(path, content, names)
-    ends = np.cumsum(arrays["thumbnail_lengths"])
-    data = arrays["thumbnails"].tobytes()
-    thumbnails = tuple(data[end - n : end] for end, n in zip(ends, arrays["thumbnail_lengths"], strict=True))
+    thumbnails = _unpacked(arrays["thumbnails"], arrays["thumbnail_lengths"])
     width = int(arrays["masks_shape"][-1])
     masks = np.unpackbits(arrays["masks"], axis=-1, count=width).astype(bool)
     return SampleSheet(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"], thumbnails, masks)
+
+
+def _changed_bytes(changed: ChangedPictures) -> bytes:
+    content = {name: value for name, value in vars(changed).items() if name != "pictures"}
+    return _npz_bytes(content | _packed("pictures", "lengths", changed.pictures))
+
+
+def _read_changed(path: Path) -> ChangedPictures | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    arrays = _load_npz(path, content, (*(f.name for f in fields(ChangedPictures)), "lengths"))
+    pictures = _unpacked(arrays.pop("pictures"), arrays.pop("lengths"))
+    for name in ("ids", "kinds", "regions", "attributes", "values"):
+        arrays[name] = tuple(str(x) for x in arrays[name])
+    return ChangedPictures(**arrays | {"step": int(arrays["step"]), "pictures": pictures})
+
+
+def _packed(name: str, lengths: str, parts: Sequence[bytes]) -> dict[str, Any]:
+    """Byte strings as two arrays: all of them one after the other, and how long each is."""
+    import numpy as np
+
+    data = np.frombuffer(b"".join(parts), dtype=np.uint8)
+    return {name: data, lengths: np.array([len(part) for part in parts], dtype=np.int64)}
+
+
+def _unpacked(data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+    content, ends = data.tobytes(), lengths.cumsum()
+    return tuple(content[end - n : end] for end, n in zip(ends, lengths, strict=True))
 
 
 def _npz_bytes(arrays: dict[str, Any]) -> bytes:

@@ -19,7 +19,12 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from bias_audit.audit import Auditor, Training
-from bias_audit.callbacks.sinks import FanOut, LoggerSink, ReportSink, RunDirectorySink, Session, Sink, scalars
+from bias_audit.callbacks.background import Background
+from bias_audit.callbacks.mlflow import MlflowSink
+from bias_audit.callbacks.page import ReportSink
+from bias_audit.callbacks.progress import ProgressBarSink, under_way
+from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, scalars
+from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.callbacks.wandb import WandbSink
 from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
@@ -367,18 +372,20 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             if ride is not None and scored is None:
                 self._stop_riding(ride.reason)
             self._ridden = scored is not None
-            result = self.auditor.run(
-                pl_module,
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                weights=self._weights(trainer, trigger),
-                trigger=trigger,
-                reference=self._reference_scores,
-                scored=scored,
-                # What training ends with is judged by interventions and a test of the methods on just that.
-                previous=None if self._is_final(trainer, trigger) else self._previous,
-                forward_context=trainer.precision_plugin.forward_context,
-            )
+            with under_way(trainer.progress_bar_callback if trainer.is_global_zero else None) as progress:
+                result = self.auditor.run(
+                    pl_module,
+                    step=trainer.global_step,
+                    epoch=trainer.current_epoch,
+                    weights=self._weights(trainer, trigger),
+                    trigger=trigger,
+                    reference=self._reference_scores,
+                    scored=scored,
+                    # What training ends with is judged by interventions and a test of the methods on just that.
+                    previous=None if self._is_final(trainer, trigger) else self._previous,
+                    forward_context=trainer.precision_plugin.forward_context,
+                    progress=progress,
+                )
         except Exception as error:
             failure = error
         # A rank that went on alone would wait for the others for ever: what fails on one has failed on all.
@@ -411,10 +418,18 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
         assert self.run_dir is not None
-        sinks: list[Sink] = [RunDirectorySink(), ReportSink(), LoggerSink(trainer.loggers), *self._more_sinks]
+        # The page before the loggers: when training ends it is done when they upload it.
+        sinks: list[Sink] = [
+            RunDirectorySink(),
+            ReportSink(),
+            *(s for logger in trainer.loggers for s in _sinks_of(logger)),
+        ]
+        if trainer.progress_bar_callback is not None:
+            sinks.append(ProgressBarSink(trainer.progress_bar_callback))
+        sinks += self._more_sinks
         run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
         if run is not None:
-            sinks.append(WandbSink(run, own=bool(self._wandb)))
+            sinks.append(Background(WandbSink(run, own=bool(self._wandb))))
         fan_out = FanOut(sinks, self.on_error)
         resumed, step = self._resume or (None, 0)
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
@@ -487,6 +502,16 @@ def _log_dir(trainer: Trainer) -> Path:
     if logger.log_dir:
         return Path(logger.log_dir)
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
+
+
+def _sinks_of(logger: Any) -> list[Sink]:
+    """Where one of the Trainer's loggers gets its results, by the name of its class: there are two packages of them."""
+    kinds = {base.__name__ for base in type(logger).__mro__}
+    if "MLFlowLogger" in kinds:
+        return [Background(MlflowSink(logger))]
+    if "TensorBoardLogger" in kinds:
+        return [LoggerSink(logger), Background(TensorBoardSink(logger))]
+    return [LoggerSink(logger)]
 
 
 def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bias_audit.records import AuditResult, Manifest, RecordError, RunDirectory, SampleSheet
-from bias_audit.report import write_report
+from bias_audit.records import AuditResult, AuditSummary, Manifest, RecordError, RunDirectory, SampleSheet
+from bias_audit.terms import Verdict
 
 MOST_CLASSES = 20
 
@@ -85,47 +85,26 @@ class RunDirectorySink:
         self.directory.end(error)
 
 
-class ReportSink:
-    """The page `report.html`, drawn anew from the records: a sink of its own, so that a page that cannot be drawn does
-    not end the records."""
-
-    def start(self, session: Session) -> None:
-        """Remember where."""
-        self._path = session.path
-
-    def write(self, result: AuditResult) -> None:
-        """Draw the page."""
-        write_report(self._path)
-
-    def fail(self, step: int, reason: str) -> None:
-        """Draw the page, which says so."""
-        write_report(self._path)
-
-    def end(self, error: str = "") -> None:
-        """Draw the page for the last time: it stops reloading itself."""
-        write_report(self._path)
-
-
 class LoggerSink:
-    """The scalars in each of the Trainer's loggers."""
+    """The scalars in one of the Trainer's loggers; `name` is the logger's class."""
 
-    def __init__(self, loggers: Sequence[Any]) -> None:
-        self._loggers = loggers
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.name = type(logger).__name__
 
     def start(self, session: Session) -> None:
         """Remember the metrics' prefix."""
-        self._name = session.name
+        self._prefix = session.name
 
     def write(self, result: AuditResult) -> None:
         """Log the scalars at the audit's step."""
-        for logger in self._loggers:
-            logger.log_metrics(scalars(result, self._name), step=result.step)
+        self._logger.log_metrics(scalars(result, self._prefix), step=result.step)
 
     def fail(self, step: int, reason: str) -> None:
         """Nothing: there is no number to log."""
 
     def end(self, error: str = "") -> None:
-        """Nothing: the loggers are the Trainer's."""
+        """Nothing: the logger is the Trainer's."""
 
 
 class FanOut:
@@ -164,10 +143,15 @@ class FanOut:
                 if self._on_error == "raise" or (set_up and isinstance(error, RecordError)):
                     raise
                 warnings.warn(
-                    f"bias-audit: {type(sink).__name__} failed and is left out from now on; training goes on: {error}",
+                    f"bias-audit: {name_of(sink)} failed and is left out from now on; training goes on: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
+
+
+def name_of(sink: Sink) -> str:
+    """What a person calls the sink: its `name` where it has one, else its class."""
+    return str(getattr(sink, "name", type(sink).__name__))
 
 
 def scalars(result: AuditResult, name: str) -> dict[str, float]:
@@ -189,3 +173,24 @@ def scalars(result: AuditResult, name: str) -> dict[str, float]:
         found["/".join(part for part in parts if part)] = float("nan") if e.value is None else e.value
     found[f"{name}/violations"] = float(len(result.judgement.violations))
     return found
+
+
+def in_words(result: AuditSummary) -> str:
+    """How things stand, on one line: the outcome, and what reliance was found or suspected on.
+
+    Example:
+        >>> in_words(result)  # doctest: +SKIP
+        'step 400: violated; reliance on hair; suspected on face, gender'
+    """
+    if result.trigger == "reference":
+        return f"step {result.step}: before training, nothing follows"
+    parts = [str(result.judgement.outcome)]
+    for verdict in (Verdict.RELIANCE, Verdict.SUSPECTED):
+        names = [_short(f.name) for f in result.judgement.findings if f.verdict is verdict]
+        if names:
+            parts.append(f"{verdict} on {', '.join(names)}")
+    return f"step {result.step}: {'; '.join(parts)}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:37]}..."

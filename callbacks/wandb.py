@@ -1,15 +1,29 @@
 """Results in Weights & Biases.
 
-Enters: a W&B run and each `AuditResult`. Leaves, in that run: overlays of a fixed panel and of the worst samples with
-masks to switch on and off, a table of samples, an alert when other rules are violated than before, a summary, and at
-the end the page and the run directory as an artifact. Scalars come by the Trainer's logger, or for a run of the sink's
-own by the sink. With no account all of it works offline.
+Enters: a W&B run and each `AuditResult`. Leaves, in that run, in sections that follow the questions a reader asks: what
+the findings are, where the model looks, whether it relies on it, and for whom it is wrong; overlays of a fixed panel
+and of the worst samples with masks to switch on and off; a table of samples; confusion matrices by group; an alert when
+a rule is violated that was not before; a summary; the page; and for each audit an artifact that holds the run directory
+as it was then. With no account all of it works offline.
+
+In W&B's lineage the audits of a training stand beside its checkpoints, as outputs of one run; each names its step, and
+the state of the callback in a checkpoint names the audit's. A run that audits a checkpoint which it got by
+`use_artifact` has the checkpoint as its input and the audit as its output.
+
+The scalars that monitors know, `bias_audit/...`, come by the Trainer's logger, or for a run of the sink's own by the
+sink.
+
+A `WandbSink` may write on another thread than the one that trains: it passes W&B no step, so that W&B puts the rows of
+all threads in one order, and it draws from no global random generator.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,24 +32,77 @@ from PIL import Image
 
 from bias_audit.callbacks.overlays import overlay
 from bias_audit.callbacks.sinks import Session, scalars
-from bias_audit.records import PREVIOUS, AuditResult, SampleScores, SampleSheet
-from bias_audit.terms import Subjects
+from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
+from bias_audit.history import onsets
+from bias_audit.records import (
+    AUDITS,
+    MANIFEST,
+    PREVIOUS,
+    SAMPLES,
+    AuditResult,
+    AuditSummary,
+    RecordError,
+    SampleScores,
+    SampleSheet,
+    read_run,
+    write_whole,
+)
+from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
 
 if TYPE_CHECKING:
     import wandb
 
 # The key by which Lightning's WandbLogger orders what it logs; W&B's own step is left to it.
 STEP = "trainer/global_step"
+# Where in the run directory it is said which W&B run has it.
+WHERE = "wandb.json"
 PANEL = WORST = 8
+# W&B shows so many pictures of one key and step, and drops the others.
+MOST_PICTURES = 108
+MOST_ROWS = 1000
+MOST_CONFUSIONS = 12
+# The page is a few megabytes: it is sent with the first trained audit, then with every so-many-th, and at the end.
+PAGE_EVERY = 5
+# An artifact lists every audit so far: from so many on only every tenth audit has one.
+MOST_ARTIFACTS = 100
+ALERT_EVERY_S = 600.0
+LEVELS = {Verdict.CLEARED: 0, Verdict.INCONCLUSIVE: 1, Verdict.SUSPECTED: 2, Verdict.RELIANCE: 3}
+_LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_CAPTION = 63, 2000, 120
 
 
 class WandbSink:
-    """Logs to `run`; with `own`, the run is the sink's: it logs the scalars too, and finishes the run at the end."""
+    """Logs to `run`.
 
-    def __init__(self, run: wandb.Run, *, own: bool = False) -> None:
-        self._run, self._own = run, own
+    Args:
+        run: an open W&B run.
+        own: the run is the sink's: it logs the monitors' scalars too, and finishes the run at the end.
+        panel: how many samples the fixed panel shows, the same at every audit.
+        worst: how many of the worst samples are shown.
+        live: the audits are being made now; of past ones no alert is sent, and the page is sent at the end only.
+
+    Raises:
+        ValueError: `panel` or `worst` is more than W&B shows of one key.
+
+    Example:
+        >>> import wandb  # doctest: +SKIP
+        >>> BiasAuditCallback(audit_set, sinks=[WandbSink(wandb.init(), own=True)])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, run: wandb.Run, *, own: bool = False, panel: int = PANEL, worst: int = WORST, live: bool = True
+    ) -> None:
+        for name, count in (("panel", panel), ("worst", worst)):
+            if not 0 <= count <= MOST_PICTURES:
+                raise ValueError(f"{name} must be from 0 to {MOST_PICTURES}, the most that W&B shows, got {count}")
+        self._run, self._own, self._panel, self._worst, self._live = run, own, panel, worst, live
         self._session: Session | None = None
-        self._alerted: frozenset[str] = frozenset()
+        self._audits: list[AuditSummary] = []
+        self._effects: tuple[SampleScores, int] | None = None
+        self._told: set[str] = set()
+        self._held_back: dict[str, str] = {}
+        self._told_at = -ALERT_EVERY_S
+        self._page_due = 1
+        self._defined: set[str] = set()
 
     @property
     def session(self) -> Session:
@@ -44,61 +111,217 @@ class WandbSink:
         return self._session
 
     def start(self, session: Session) -> None:
-        """Note what is audited in the run's config."""
-        self._session = session
-        manifest = session.manifest
-        facts = {"layer": manifest.layer, "fingerprint": manifest.fingerprint, "samples": manifest.samples_audited}
+        """Note what is audited in the run's config, and in the run directory where it is sent."""
+        self._session, manifest = session, session.manifest
+        self._keys = Keys(session.name, manifest.subjects)
+        many = len(manifest.subjects.classes) > MOST_CLASSES
+        facts = {
+            "model": manifest.model,
+            "layer": manifest.layer,
+            "methods": list(manifest.methods),
+            "fingerprint": manifest.fingerprint,
+            "samples": manifest.samples_audited,
+            "samples_in_table": min(len(session.sheet.ids), MOST_ROWS),
+            "confusion": f"not drawn: more than {MOST_CLASSES} classes" if many else "drawn",
+            "audit_run": manifest.run_id,
+            "resumed_at_step": session.resumed_step if session.resumed_from else None,
+        }
         self._run.config.update({session.name: facts}, allow_val_change=True)  # type: ignore[no-untyped-call]
+        if session.resumed_from is not None:
+            try:
+                # Since when a model relies on a cue is told by the audits before the interruption too.
+                self._audits = list(read_run(session.path).audits)
+            except RecordError:
+                self._audits = []
+        if session.path.is_dir() and not self._run.disabled:
+            write_whole(session.path / WHERE, where(self._run, session.name))
 
     def write(self, result: AuditResult) -> None:
         """Log one audit."""
+        import wandb
 
-        name, sheet = self.session.name, self.session.sheet
+        keys, sheet, scores = self._keys, self.session.sheet, result.scores
         subjects = self.session.manifest.subjects
-        logged: dict[str, Any] = {
-            STEP: result.step,
-            f"{name}/samples": _table(result.scores, sheet, subjects),
-            f"{name}/overlays/panel": self._pictures(result, fixed_panel(sheet, PANEL)),
-            f"{name}/overlays/worst": self._pictures(result, worst(result.scores, subjects, WORST)),
+        if scores.effects.size:
+            self._effects = scores, result.step
+        self._audits.append(result.summary())
+        logged: dict[str, Any] = {STEP: result.step, **self._numbers(result)}
+        logged |= {
+            keys.findings: self._findings(result),
+            keys.shares: _shares(result.estimates, subjects, scores.methods[0]),
+            keys.samples: _table(scores, sheet, subjects, self._effects),
+            **dict(_confusions(keys, scores, sheet, subjects)),
         }
+        for key, indices in (
+            (keys.panel, fixed_panel(sheet, self._panel)),
+            (keys.worst, worst(scores, subjects, self._worst)),
+        ):
+            if indices:
+                logged[key] = [_picture(scores, sheet, subjects, i) for i in indices]
+        page = self.session.path / "report.html"
+        if self._live and len(self._audits) > self._page_due and page.exists():
+            self._page_due = len(self._audits) - 1 + PAGE_EVERY
+            logged[keys.page] = wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)
         if self._own:
-            logged |= scalars(result, name)
+            logged |= scalars(result, self.session.name)
+            self._order_by_step(logged)
         self._run.log(logged)
-        violated = {c.subject: c.message for c in result.judgement.violations}
-        if violated and frozenset(violated) != self._alerted and result.trigger != "reference":
-            text = f"At step {result.step}: " + "; ".join(violated.values())
-            self._run.alert(title=f"{name}: policy violated", text=text, level="WARN")
-            self._alerted = frozenset(violated)
-        self._run.summary[f"{name}/outcome"] = str(result.judgement.outcome)
-        for finding in result.judgement.findings:
-            self._run.summary[f"{name}/verdict/{finding.name}"] = str(finding.verdict)
-            self._run.summary[f"{name}/why/{finding.name}"] = finding.sentence
+        self._run.summary.update(self._summary(result))
+        if result.trigger != "reference":
+            self._alert(result)
+        count = len(self._audits) - 1
+        if count < MOST_ARTIFACTS or count % 10 == 0:
+            self._send_records(result)
 
     def fail(self, step: int, reason: str) -> None:
         """Say in the summary that an audit could not be made."""
-        self._run.summary[f"{self.session.name}/outcome"] = f"inconclusive: the audit at step {step} failed: {reason}"
+        self._doubt(f"the audit at step {step} failed: {reason}")
 
     def end(self, error: str = "") -> None:
-        """Log the page and the run directory."""
+        """Log the page and the run directory, and what alerts were held back."""
         import wandb
 
-        name, path = self.session.name, self.session.path
+        self._send_alert(self._held_back)
+        if error:
+            self._doubt(error)
+        path = self.session.path
         page = path / "report.html"
         if page.exists():
-            self._run.log({f"{name}/report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
-        artifact = wandb.Artifact(f"{name}-{self.session.manifest.run_id}", type="bias-audit")
+            html = wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)
+            self._run.log({self._keys.page: html})
+        artifact = wandb.Artifact(self._artifact_name, type="bias-audit", metadata=self._metadata(error))
         for item in sorted(path.iterdir()):
             if item.is_dir() and item.name != PREVIOUS:
-                artifact.add_dir(str(item), name=item.name)
+                artifact.add_dir(str(item), name=item.name, skip_cache=True)
             elif item.is_file():
-                artifact.add_file(str(item))
-        self._run.log_artifact(artifact)
+                artifact.add_file(str(item), skip_cache=True)
+        self._run.log_artifact(artifact, aliases=["latest", "final"])
         if self._own:
             self._run.finish(exit_code=1 if error else 0)
 
-    def _pictures(self, result: AuditResult, indices: Iterable[int]) -> list[Any]:
-        subjects, sheet = self.session.manifest.subjects, self.session.sheet
-        return [_picture(result.scores, sheet, subjects, i) for i in indices]
+    def _doubt(self, reason: str) -> None:
+        """What the last audit said is not the last word; a violation stays one."""
+        name, violated = self.session.name, self._audits and self._audits[-1].judgement.violations
+        outcome = Outcome.VIOLATED if violated else Outcome.INCONCLUSIVE
+        self._run.summary.update({f"{name}/outcome": str(outcome), f"{name}/failed": reason})
+
+    @property
+    def _artifact_name(self) -> str:
+        return f"{self._keys.word}-{self.session.manifest.run_id}"
+
+    def _numbers(self, result: AuditResult) -> dict[str, float]:
+        found: dict[str, float] = {self._keys.violations: len(result.judgement.violations)}
+        for finding in result.judgement.findings:
+            found[self._keys.verdict(finding.kind, finding.name)] = LEVELS[finding.verdict]
+        for series in self._keys.series(result.estimates, result.scores.methods[0]):
+            e = series.estimate
+            # A carried number is no new measurement, and of one that could not be made there is no point.
+            if e.measured and not e.age:
+                assert e.value is not None and e.low is not None and e.high is not None
+                found |= {series.key: e.value, series.low: e.low, series.high: e.high}
+        return found
+
+    def _order_by_step(self, logged: dict[str, Any]) -> None:
+        """Draw each key against the training step; by its whole name, as patterns are matched in no fixed order."""
+        # A star would make a pattern of a name.
+        for key in [key for key in logged if key != STEP and key not in self._defined and "*" not in key]:
+            self._run.define_metric(key, step_metric=STEP)
+            self._defined.add(key)
+
+    def _since(self) -> dict[tuple[str, str], int | None]:
+        """The step since which each region or attribute is relied on, or suspected to be."""
+        return {(o.kind, o.name): o.since for o in onsets(self._audits)}
+
+    def _findings(self, result: AuditResult) -> wandb.Table:
+        import wandb
+
+        found, since = result.judgement.findings, self._since()
+        rows = [[f.kind, f.name, str(f.verdict), since.get((f.kind, f.name)), f.sentence] for f in found]
+        return wandb.Table(columns=["kind", "name", "verdict", "since step", "why"], data=rows)
+
+    def _summary(self, result: AuditResult) -> dict[str, Any]:
+        name, since = self.session.name, self._since()
+        found: dict[str, Any] = {f"{name}/outcome": str(result.judgement.outcome), f"{name}/failed": ""}
+        for f in result.judgement.findings:
+            word, step = self._keys.subject(f.kind, f.name), since.get((f.kind, f.name))
+            found[f"{name}/verdict/{word}"] = str(f.verdict)
+            found[f"{name}/why/{word}"] = f.sentence
+            found[f"{name}/since/{word}"] = "" if step is None else f"step {step}"
+        return found
+
+    def _alert(self, result: AuditResult) -> None:
+        """Tell each violated rule once, and not too often: what comes too soon is told by a later audit, or the end."""
+        violated = {check.subject: check.message for check in result.judgement.violations}
+        new = {subject: text for subject, text in violated.items() if subject not in self._told}
+        self._held_back = {subject: f"At step {result.step}: {text}" for subject, text in new.items()}
+        if time.monotonic() - self._told_at >= ALERT_EVERY_S:
+            self._send_alert(self._held_back)
+
+    def _send_alert(self, texts: dict[str, str]) -> None:
+        if not texts or not self._live:
+            return
+        title = _short(f"{self.session.name}: policy violated", _LONGEST_TITLE)
+        self._run.alert(title, _short("; ".join(texts.values()), _LONGEST_TEXT), level="WARN", wait_duration=1)
+        self._told |= set(texts)
+        self._held_back, self._told_at = {}, time.monotonic()
+
+    def _metadata(self, error: str = "") -> dict[str, Any]:
+        """What a person needs to find the checkpoint of an audit, and the audit of a checkpoint."""
+        manifest = self.session.manifest
+        facts: dict[str, Any] = {
+            "audit_run": manifest.run_id,
+            "fingerprint": manifest.fingerprint,
+            "layer": manifest.layer,
+            # Lightning's name for them. The audit comes before the checkpoint of its step, so no version can be named.
+            "checkpoints": f"model-{self._run.id}, where the WandbLogger logs them: the version of this step",
+            "error": error,
+        }
+        if self._audits:
+            last = self._audits[-1]
+            facts |= {"step": last.step, "epoch": last.epoch, "weights": last.weights, "trigger": last.trigger}
+            facts |= {"outcome": str(last.judgement.outcome)}
+            facts |= {f"verdict {f.kind} {f.name}": str(f.verdict) for f in last.judgement.findings}
+        return facts
+
+    def _send_records(self, result: AuditResult) -> None:
+        """The run directory as of this audit: whoever downloads it can run the gate on it."""
+        import wandb
+
+        records, arrays = _records_until(self.session.path, result)
+        if not records:
+            return
+        artifact = wandb.Artifact(self._artifact_name, type="bias-audit", metadata=self._metadata())
+        with artifact.new_file(AUDITS, "wb") as file:
+            file.write(records)
+        artifact.add_file(str(self.session.path / MANIFEST), skip_cache=True)
+        for name in (SAMPLES, *arrays):
+            # These are never changed once they are written; W&B sends each of them once.
+            artifact.add_file(str(self.session.path / name), name=name, skip_cache=True, policy="immutable")
+        self._run.log_artifact(artifact, aliases=["latest", f"step-{result.step}"])
+
+
+def where(run: wandb.Run, name: str) -> bytes:
+    """Which W&B run an audit is sent to, for `bias-audit dashboard push`."""
+    facts = {"entity": run.entity, "project": run.project, "id": run.id, "offline": run.offline, "name": name}
+    return json.dumps(facts).encode() + b"\n"
+
+
+def _records_until(path: Path, result: AuditResult) -> tuple[bytes, tuple[str, ...]]:
+    """The lines up to this audit's, which the training thread may have gone beyond, and the arrays they name.
+
+    Nothing where the records do not have it: their own sink has said why.
+    """
+    try:
+        lines = (path / AUDITS).read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return b"", ()
+    for number in reversed(range(len(lines))):
+        body = json.loads(lines[number])["body"]
+        audit = body.get("audit", {})
+        if (audit.get("step"), audit.get("created")) == (result.step, result.created):
+            names = (f"audits/{file.name}" for file in sorted((path / "audits").glob("*.npz")))
+            return b"\n".join(lines[: number + 1]) + b"\n", tuple(name for name in names if name <= body["arrays"])
+    return b"", ()
 
 
 def fixed_panel(sheet: SampleSheet, count: int) -> list[int]:
@@ -123,47 +346,121 @@ def worst(scores: SampleScores, subjects: Subjects, count: int) -> list[int]:
     return [int(i) for i in np.argsort(-direction * total, kind="stable")[:count]]
 
 
-def _picture(scores: SampleScores, sheet: SampleSheet, subjects: Subjects, index: int) -> Any:
+def _picture(scores: SampleScores, sheet: SampleSheet, subjects: Subjects, index: int) -> wandb.Image:
     import wandb
 
     thumbnail = Image.open(io.BytesIO(sheet.thumbnails[index])).convert("RGB")
-    picture = overlay(thumbnail, scores.maps[0, index].astype(np.float32))
+    heat = np.nan_to_num(scores.maps[0, index].astype(np.float32))
+    picture = overlay(thumbnail, heat)
     factor = picture.width // thumbnail.width
-    caption = f"{sheet.ids[index]}: {_class(subjects, scores.labels[index])}"
+    caption = f"{_short(sheet.ids[index], _LONGEST_CAPTION)}: {_class(subjects, scores.labels[index])}"
     if scores.labels[index] != scores.predictions[index]:
         caption += f", predicted {_class(subjects, scores.predictions[index])}"
-    masks = {}
-    for role in ("object", "spurious"):
-        names = subjects.regions_with(role)
-        if names:
-            labels = dict(enumerate(names, 1))
-            masks[role] = {
-                "mask_data": _drawn(sheet.masks[index], subjects, names, picture, factor),
-                "class_labels": labels,
-            }
+    if not heat.any():
+        caption += ", no heat"
+    masks = {
+        layer: {"mask_data": drawn.repeat(factor, axis=0).repeat(factor, axis=1)[: picture.height, : picture.width]}
+        | {"class_labels": labels}
+        for layer, labels, drawn in _layers(sheet.masks[index], subjects)
+    }
     return wandb.Image(picture, caption=caption, masks=masks or None, file_type="jpg")
 
 
-def _drawn(
-    masks: npt.NDArray[np.bool_], subjects: Subjects, names: tuple[str, ...], picture: Image.Image, factor: int
-) -> npt.NDArray[np.uint8]:
-    """Regions as numbers from 1 on at the picture's size."""
+def _layers(
+    masks: npt.NDArray[np.bool_], subjects: Subjects
+) -> Iterator[tuple[str, dict[int, str], npt.NDArray[np.uint8]]]:
+    """The regions of each role as numbers from 1 on; one that would hide another has a layer of its own.
+
+    A layer is as large as the masks, which are padded to the largest thumbnail.
+    """
     order = [name for name, _ in subjects.regions]
-    height, width = masks.shape[1:]
-    numbered = np.zeros((height, width), dtype=np.uint8)
-    for k, name in enumerate(names, 1):
-        numbered[masks[order.index(name)]] = k
-    # Masks are padded to the largest thumbnail; this picture is a whole multiple of its own.
-    return numbered.repeat(factor, axis=0).repeat(factor, axis=1)[: picture.height, : picture.width]
+    for role in ROLES:
+        labels = {k: _short(name, _LONGEST_CAPTION) for k, name in enumerate(subjects.regions_with(role), 1)}
+        layers: list[npt.NDArray[np.uint8]] = []
+        for number, name in enumerate(subjects.regions_with(role), 1):
+            mask = masks[order.index(name)]
+            free = next((layer for layer in layers if not layer[mask].any()), None)
+            if free is None:
+                layers.append(free := np.zeros(mask.shape, dtype=np.uint8))
+            free[mask] = number
+        for count, layer in enumerate(layers, 1):
+            yield (role if count == 1 else f"{role} {count}"), labels, layer
 
 
-def _table(scores: SampleScores, sheet: SampleSheet, subjects: Subjects) -> Any:
+def _shares(estimates: Sequence[Estimate], subjects: Subjects, method: str) -> Any:
+    import wandb
+
+    roles = dict(subjects.regions)
+    found = [e for e in estimates if e.metric == "energy_share" and e.method == method]
+    rows = []
+    for e in found:
+        if e.class_name is None and e.group is None and e.region is not None:
+            label = f"{_short(e.region, _LONGEST_CAPTION)} ({roles.get(e.region, 'no region')})"
+            rows.append([label if e.measured else f"{label}: not measured", e.value])
+    table = wandb.Table(columns=["region", "share of heat"], data=rows)
+    title = f"Share of the {method} heat by region"
+    return wandb.plot.bar(table, "region", "share of heat", title, split_table=True)
+
+
+def _confusions(keys: Keys, scores: SampleScores, sheet: SampleSheet, subjects: Subjects) -> Iterator[tuple[str, Any]]:
+    """A confusion matrix over all images and one of each group, as far as a person can read them."""
+    import wandb
+
+    count = len(subjects.classes)
+    if not 0 < count <= MOST_CLASSES:
+        return
+    names = [_short(name, _LONGEST_CAPTION) for name in subjects.classes]
+    known = scores.predictions >= 0
+    if not known.all():
+        names.append("not finite")
+    predicted = np.where(known, scores.predictions, count).clip(max=len(names) - 1)
+    groups = [(attribute, value) for attribute, values in subjects.attributes for value in values]
+    for attribute, value in [("", ""), *groups[:MOST_CONFUSIONS]]:
+        chosen = np.ones(len(scores.ids), dtype=bool)
+        if attribute:
+            column = [name for name, _ in subjects.attributes].index(attribute)
+            chosen = sheet.attributes[:, column] == value
+        if chosen.any():
+            group = _short(f", {attribute} = {value}", _LONGEST_CAPTION) if attribute else ""
+            yield (
+                keys.confusion(attribute, value),
+                wandb.plot.confusion_matrix(
+                    y_true=scores.labels[chosen].tolist(),
+                    preds=predicted[chosen].tolist(),
+                    class_names=names,
+                    title=f"Confusion{group} (n = {chosen.sum()})",
+                    split_table=True,
+                ),
+            )
+
+
+def _table(
+    scores: SampleScores, sheet: SampleSheet, subjects: Subjects, removed: tuple[SampleScores, int] | None
+) -> wandb.Table:
+    """A row for each sample; the effects of removals are those last measured, at the step that they say."""
     import wandb
 
     method = scores.methods[0]
-    attributes = [name for name, _ in subjects.attributes]
-    measured = [(metric, region) for region in scores.regions for metric in ("energy_share", "enrichment")]
-    columns = [[_number(x) for x in scores.of(metric, method, region)] for metric, region in measured]
+    # An attribute may have the name of another column, and two columns must not.
+    names: list[str | int] = ["id", "label", "predicted", "correct", "margin"]
+    names += [_other(name, names) for name, _ in subjects.attributes]
+    columns: list[list[float | None]] = []
+    for region in scores.regions:
+        for metric in ("energy_share", "enrichment"):
+            names.append(_other(f"{metric} {region}", names))
+            columns.append([_number(x) for x in scores.of(metric, method, region)])
+    if removed is not None:
+        earlier, step = removed
+        at = {name: i for i, name in enumerate(earlier.ids)}
+        places = [at.get(name) for name in scores.ids]
+        for metric in ("removal_flips", "removal_margin"):
+            for r, (region, _) in enumerate(subjects.regions):
+                measured = earlier.effects[earlier.effect_metrics.index(metric), :, r]
+                if np.isfinite(measured).any():
+                    names.append(_other(f"{metric} {region}", names))
+                    columns.append([None if i is None else _number(measured[i]) for i in places])
+        names.append("removals at step")
+        columns.append([step] * len(scores.ids))
     rows = [
         [
             sheet.ids[i],
@@ -171,21 +468,18 @@ def _table(scores: SampleScores, sheet: SampleSheet, subjects: Subjects) -> Any:
             _class(subjects, scores.predictions[i]),
             bool(scores.correct[i]),
             _number(scores.margin[i]),
-            *(str(v) for v in sheet.attributes[i]),
+            *(str(v) or None for v in sheet.attributes[i]),
             *(column[i] for column in columns),
         ]
-        for i in range(len(sheet.ids))
-    ]
-    names: list[str | int] = [
-        "id",
-        "label",
-        "predicted",
-        "correct",
-        "margin",
-        *attributes,
-        *(f"{m} {r}" for m, r in measured),
+        for i in sorted(fixed_panel(sheet, MOST_ROWS))
     ]
     return wandb.Table(columns=names, data=rows)
+
+
+def _other(name: str, names: Sequence[str | int]) -> str:
+    while name in names:
+        name += " "
+    return name
 
 
 def _class(subjects: Subjects, index: np.int64) -> str:
@@ -196,3 +490,8 @@ def _class(subjects: Subjects, index: np.int64) -> str:
 
 def _number(x: np.float32) -> float | None:
     return float(x) if np.isfinite(x) else None
+
+
+def _short(text: str, longest: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bias_audit import explain
-from bias_audit.callbacks.overlays import overlay
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
+from bias_audit.overlays import overlay
 from bias_audit.stats import bootstrap_ratios, wilson
 
 KINDS = ("red disc", "green square", "blue triangle", "yellow cross", "purple diamond", "orange bar")

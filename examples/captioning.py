@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bias_audit import Heatmaps, explain
 from bias_audit.attribution.targets import CaptionLogProbability, WordLogProbability
-from bias_audit.callbacks.overlays import overlay
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
+from bias_audit.overlays import overlay
 from bias_audit.stats import wilson
 
 PEOPLE, THINGS = ("woman", "man", "child"), ("ball", "kite", "dog")

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bias_audit import Heatmaps, explain
 from bias_audit.attribution.targets import LogProbability, Target
-from bias_audit.callbacks.overlays import overlay
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
+from bias_audit.overlays import overlay
 from bias_audit.stats import wilson
 
 SHAPES, COLOURS = ("circle", "square", "triangle", "cross"), ("red", "green", "blue", "yellow")

@@ -12,6 +12,7 @@ import io
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policy import Policy
-from bias_audit.records import AUDITS, AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet
+from bias_audit.records import AUDITS, AuditResult, ChangedPictures, Manifest, RunDirectory, SampleScores, SampleSheet
 from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
 from bias_audit.verdict import judge
 
 Array = npt.NDArray[Any]
 
 METHODS = ("gradcam", "hirescam")
+EFFECTS = ("removal_effect", "removal_score", "removal_margin", "removal_flips")
 METRICS = ("energy_share", "enrichment", "pointing_game", "iou", "relevance_rank_accuracy")
 # Ellipses (left, top, right, bottom) as shares of the image; regions of other names are laid out in a row of bands.
 SHAPES = {"coat": (0.18, 0.62, 0.82, 1.15), "hair": (0.28, 0.06, 0.72, 0.36), "face": (0.34, 0.22, 0.66, 0.62)}
@@ -65,9 +67,11 @@ def make_run(
     fitness: Mapping[str, float] | None = None,
     removal: Mapping[str, float] | None = None,
     shows: Sequence[str] | None = None,
+    lacking: tuple[str, int] | None = None,
     association: float | None = None,
     policy: Policy | None = None,
     run_id: str = "synthetic-0",
+    differing: Mapping[str, Any] | None = None,
     reference: bool = False,
     failed: str = "",
     ended: bool = True,
@@ -80,12 +84,14 @@ def make_run(
     best minus the worst group then, `spread` the half-width of the intervals relative to the value. Of each audit
     `silent` samples have an all-zero heatmap. `fitness` gives each explanation method's similarity to random weights,
     measured at the first audit and carried on. `removal` gives the share of decisions that change without a region at
-    the last audit, which grows from 0 as all else does, and as much of the margin. `shows` are those of them from which
-    every attribute can be read, None if nobody tried. `association` is every attribute's with the label in the training
-    data. `policy` is by
-    default `POLICY`, or the tool's own where `attributes` has no gender. `reference` puts an audit before training in
-    front, at step 0, beside the `audits`. `failed` is the reason why a further audit could not be made; `torn` cuts off
-    the last record.
+    the last audit, which grows from 0 as all else does, and as much of the margin; the last audit has its effect on
+    each sample, and pictures of four samples without the region, and with another value of each attribute. `shows` are
+    those of them from which every attribute can be read, None if nobody tried. `lacking` names a region that so many
+    of the samples do not show. `association` is every attribute's with
+    the label in the training data. `policy` is by default `POLICY`, or the tool's own where `attributes` has no gender.
+    `differing` gives fields of the manifest other values.
+    `reference` puts an audit before training in front, at step 0, beside the `audits`. `failed` is the reason why a
+    further audit could not be made; `torn` cuts off the last record.
     """
     rng = np.random.default_rng(seed)
     subjects = Subjects(tuple(regions), tuple((name, tuple(values)) for name, values in attributes), tuple(classes))
@@ -93,6 +99,8 @@ def make_run(
         policy = POLICY if "gender" in dict(attributes) else Policy(min_samples=5)
     names = tuple(ids) if ids is not None else tuple(f"portrait-{i:03d}" for i in range(samples))
     sheet = _sheet(names, subjects, image_size, rng)
+    if lacking is not None:
+        sheet.masks[: lacking[1], [name for name, _ in subjects.regions].index(lacking[0])] = False
     manifest = Manifest(
         run_id=run_id,
         created="2025-01-02T03:04:05+00:00",
@@ -108,7 +116,7 @@ def make_run(
         samples_audited=len(names),
         seed=seed,
         policy=policy,
-    )
+    ).model_copy(update=dict(differing or {}))
     directory = RunDirectory.create(path, manifest, sheet)
     cover = _on_grid(sheet.masks, map_size)
     final = {name: 1.6 if role == "object" else 0.7 for name, role in subjects.regions}
@@ -120,6 +128,10 @@ def make_run(
         looks = {name: 1.0 + (value - 1.0) * progress**0.7 for name, value in final.items()}
         accuracy, difference = 0.55 + 0.35 * progress, gap * progress
         scores = _scores(sheet, subjects, cover, looks, accuracy, difference, silent, rng)
+        changed = None
+        if removal and k == audits - 1:
+            scores = replace(scores, effect_metrics=EFFECTS, effects=_effects(scores, subjects, removal, rng))
+            changed = _changed(sheet, subjects, scores, removal, 100 * (k + 1))
         estimates = _estimates(subjects, scores, looks, accuracy, difference, spread, rng)
         if k >= 0:
             estimates += tuple(
@@ -140,6 +152,7 @@ def make_run(
                 judgement=judge(estimates, subjects, policy),
                 trigger="reference" if k < 0 else "validation",
                 scores=scores,
+                changed=changed,
             )
         )
     if failed:
@@ -176,9 +189,7 @@ def _sheet(names: tuple[str, ...], subjects: Subjects, size: tuple[int, int], rn
             mask = Image.new("1", (width, height))
             ImageDraw.Draw(mask).ellipse(box, fill=1)
             masks[i, r] = np.array(mask)
-        buffer = io.BytesIO()
-        picture.filter(ImageFilter.GaussianBlur(0.8)).save(buffer, "JPEG", quality=80)
-        thumbnails.append(buffer.getvalue())
+        thumbnails.append(_jpeg(picture.filter(ImageFilter.GaussianBlur(0.8))))
     attributes = np.stack(columns, 1) if columns else np.zeros((len(names), 0), dtype=np.str_)
     return SampleSheet(names, labels.astype(np.int64), attributes.astype(np.str_), tuple(thumbnails), masks)
 
@@ -238,6 +249,44 @@ def _scores(
         normal.astype(np.float16),
         peak.astype(np.float32),
     )
+
+
+def _effects(scores: SampleScores, subjects: Subjects, removal: Mapping[str, float], rng: np.random.Generator) -> Array:
+    """What the removal of each region does to each sample, NaN for regions that were not removed."""
+    effects = np.full((len(EFFECTS), len(scores.ids), len(subjects.regions)), np.nan, dtype=np.float32)
+    for r, (name, _) in enumerate(subjects.regions):
+        if name in removal:
+            effects[:3, :, r] = 5 * removal[name] * rng.gamma(4, 0.25, (3, len(scores.ids)))
+            effects[3, :, r] = rng.random(len(scores.ids)) < removal[name]
+    return effects
+
+
+def _changed(
+    sheet: SampleSheet, subjects: Subjects, scores: SampleScores, removal: Mapping[str, float], step: int
+) -> ChangedPictures:
+    """Samples with a region painted over in grey, and with the whole picture tinted for another value."""
+    names = [name for name, _ in subjects.regions]
+    rows: list[tuple[Any, ...]] = []
+    for i in range(min(4, len(sheet.ids))):
+        picture = Image.open(io.BytesIO(sheet.thumbnails[i])).convert("RGB")
+        for region in removal:
+            mask = Image.fromarray(sheet.masks[i, names.index(region)]).convert("L").crop((0, 0, *picture.size))
+            removed = Image.composite(Image.new("RGB", picture.size, (150, 160, 165)), picture, mask)
+            fall = float(scores.effects[2, i, names.index(region)])
+            rows.append((sheet.ids[i], "removal", region, "", "", 1 - scores.labels[i], fall, _jpeg(removed)))
+        for attribute, values in subjects.attributes:
+            tinted = Image.blend(picture, Image.new("RGB", picture.size, (90, 120, 220)), 0.3)
+            rows.append((sheet.ids[i], "swap", "", attribute, values[-1], scores.labels[i], -0.5, _jpeg(tinted)))
+    ids, kinds, regions, attributes, values, decisions, falls, pictures = zip(*rows, strict=True)
+    return ChangedPictures(
+        step, ids, kinds, regions, attributes, values, np.array(decisions), np.array(falls, np.float32), pictures
+    )
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def _on_grid(masks: Array, size: tuple[int, int]) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from datetime import timedelta
 from functools import partial
@@ -219,9 +220,14 @@ def test_the_run_directory_is_whole_after_every_audit(tmp_path: Path) -> None:
         def end(self, error: str = "") -> None: ...
         def write(self, result: AuditResult) -> None:
             run = read_run(tmp_path / "run")
-            page = (tmp_path / "run" / "report.html").read_text()
-            seen.append((len(run.audits), run.ended, page.count("<html")))
             assert run.audits[-1] == result.summary()
+            page = tmp_path / "run" / "report.html"
+            # The page is drawn on a thread of its own; what there is of it is whole at any moment.
+            until = time.monotonic() + 60
+            while not (page.exists() and f"step {result.step}, epoch" in page.read_text()):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            seen.append((len(run.audits), run.ended, page.read_text().count("<html")))
 
     fit(trainer(tmp_path, callback(tmp_path, sinks=[Watching()], on_error="raise")))
     assert seen == [(1, False, 1), (2, False, 1), (3, False, 1)]

@@ -425,9 +425,8 @@ class AuditDataset:
             for content in (prepared.image, prepared.masks):
                 digest.update(zlib.crc32(content.contiguous().numpy().tobytes()).to_bytes(4, "little"))
             seen |= prepared.masks.flatten(1).any(1)  # a small region may well be lost in the thumbnail
-            thumbnail, small = _thumbnail(prepared)
-            thumbnails.append(thumbnail)
-            masks.append(small)
+            thumbnails.append(thumbnail(prepared.image))
+            masks.append(_thumbnail_masks(prepared.masks))
             progress(index + 1, len(self))
         self._check_regions_seen(seen)
         height, width = (max(m.shape[axis] for m in masks) for axis in (1, 2))
@@ -610,17 +609,27 @@ def _transformed(
     return out_image, out_masks
 
 
-def _thumbnail(prepared: _Prepared) -> tuple[bytes, Tensor]:
-    """JPEG of what the model sees, its longer side at most THUMBNAIL_SIDE, and the masks at the same size."""
-    image, masks = prepared.image, prepared.masks
+def thumbnail(image: Tensor) -> bytes:
+    """JPEG of a prepared image `(3, H, W)`, its longer side at most THUMBNAIL_SIDE."""
     if image.is_floating_point():
         low, high = image.aminmax()
         image = ((image - low) / (high - low).clamp_min(1e-12) * 255).to(torch.uint8)
-    longest = max(image.shape[-2:])
-    if longest > THUMBNAIL_SIDE:
-        size = [max(1, round(side * THUMBNAIL_SIDE / longest)) for side in image.shape[-2:]]
+    size = _thumbnail_size(image)
+    if size != list(image.shape[-2:]):
         image = F.resize(image, size, antialias=True)
-        masks = F.resize(masks.to(torch.uint8), size, interpolation=v2.InterpolationMode.NEAREST) > 0
     buffer = io.BytesIO()
     F.to_pil_image(image).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue(), masks
+    return buffer.getvalue()
+
+
+def _thumbnail_masks(masks: Tensor) -> Tensor:
+    size = _thumbnail_size(masks)
+    if size == list(masks.shape[-2:]):
+        return masks
+    small: Tensor = F.resize(masks.to(torch.uint8), size, interpolation=v2.InterpolationMode.NEAREST) > 0
+    return small
+
+
+def _thumbnail_size(image: Tensor) -> list[int]:
+    shrink = min(1.0, THUMBNAIL_SIDE / max(image.shape[-2:]))
+    return [max(1, round(side * shrink)) for side in image.shape[-2:]]

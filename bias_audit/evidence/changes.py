@@ -60,6 +60,13 @@ class _Patch:
     left: int
     pixels: Tensor
 
+    def on(self, image: Tensor) -> Tensor:
+        """A copy of the image with these pixels."""
+        changed = image.clone()
+        height, width = self.pixels.shape[1:]
+        changed[:, self.top : self.top + height, self.left : self.left + width] = self.pixels
+        return changed
+
 
 class Changes:
     """The changes of a drawn audit set.
@@ -69,8 +76,8 @@ class Changes:
         controls: control regions for each removed region.
         sensitivity: of so many images, drawn like the audit set itself, fills and noise are tried too.
         swaps: per attribute the user's `swap(sample, value)`: the sample's image with the attribute's cue changed to
-            `value`, of the same size, or None where it cannot be. Without one, the spurious regions of images of other
-            values are put in, where they cover each other well enough.
+            `value`, of the same size, or None (or the image as it is) where it cannot be. Without one, the spurious
+            regions of images of other values are put in, where they cover each other well enough.
         alignments: which value goes with which class; a swap turns an aligned image into a conflicting one, and back.
         seed: of the controls, the donors and the noise. What is drawn for an image depends on its id and not on its
             place in the audit set.
@@ -147,14 +154,17 @@ class Changes:
         yield 0, image
         for number, (change, patch) in enumerate(zip(self.list, self._kept[index], strict=True)):
             if patch is not None:
-                changed = image.clone()
-                height, width = patch.pixels.shape[1:]
-                changed[:, patch.top : patch.top + height, patch.left : patch.left + width] = patch.pixels
-                yield number, changed
+                yield number, patch.on(image)
             elif change.kind.startswith("noise") and self._sensitive[index]:
                 noisy = self._noisy(index, number, change)
                 if noisy is not None:
                     yield number, noisy
+
+    def picture(self, index: int, number: int) -> Tensor:
+        """The picture `(3, H, W)` of one change in one image; the change replaces pixels, and `pictures` made it."""
+        patch = self._kept[index][number]
+        assert patch is not None
+        return patch.on(self._prepared[index][0])
 
     def _patches(self, index: int) -> Iterator[_Patch | None]:
         """Of every change the pixels that it replaces; None where it cannot be made, and for noise."""
@@ -192,7 +202,9 @@ class Changes:
             return None
         if change.region < 0:
             picture = self._swaps[self._names[change.attribute]](self._set.samples[index], value)
-            return None if picture is None else _difference(image, self._set.prepared(index, picture)[0])
+            changed = image if picture is None else self._set.prepared(index, picture)[0]
+            # A swap that gives the image back has swapped nothing: that no decision changes then is no innocence.
+            return None if torch.equal(changed, image) else _difference(image, changed)
         donor = self._donors[change.region][int(change.kind == "swap_control"), index, change.attribute]
         if donor < 0:
             return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,11 @@ from markupsafe import Markup
 from bias_audit.findings import Finding, explainers
 from bias_audit.history import onsets
 from bias_audit.records import AuditSummary, Run, read_run, write_whole
-from bias_audit.report.charts import draw, method_name, thin
+from bias_audit.report.association import association_tables
+from bias_audit.report.charts import draw
+from bias_audit.report.facts import facts, glance, step_of
+from bias_audit.report.groups import grouped
+from bias_audit.report.marks import method_name, thin
 from bias_audit.report.samples import viewer_data
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
@@ -83,11 +86,14 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
         run=run,
         last=run.audits[-1] if run.audits else None,
         headline=_headline(run),
-        facts=_facts(run),
+        glance=glance(run),
+        facts=facts(run),
         findings=_findings(run),
         checks=_checks(run),
         explainers=_explainers(run),
         questions=draw(run),
+        associations=association_tables(run),
+        grouped=grouped(run, thumbnails=thumbnails),
         viewer=viewer_data(run, thumbnails=thumbnails),
         most_held_shown=MOST_HELD_SHOWN,
     )
@@ -236,7 +242,7 @@ def _explainers(run: Run) -> list[_ExplainerRow]:
     for known in explainers(estimates, run.manifest.policy):
         of = {e.metric: e for e in estimates if e.method == known.method and e.region is None}
         state, like = states[known.fit]
-        measured_at = len(run.audits) - 1 - known.similarity.age
+        step = step_of(run, known.similarity)
         rows.append(
             _ExplainerRow(
                 method_name(known.method),
@@ -246,7 +252,7 @@ def _explainers(run: Run) -> list[_ExplainerRow]:
                 _interval(of.get("occlusion_correlation")),
                 _interval(of.get("insertion_gain")),
                 _interval(of.get("deletion_gain")),
-                str(run.audits[measured_at].step) if measured_at >= 0 else "–",
+                "–" if step is None else str(step),
             )
         )
     return rows
@@ -256,44 +262,3 @@ def _interval(e: Estimate | None) -> str:
     if e is None or not e.measured:
         return "–"
     return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]".replace("-", "−")
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    m = run.manifest
-    facts = [
-        ("Model", m.model),
-        ("Layer", m.layer),
-        ("Methods", ", ".join(method_name(method) for method in m.methods)),
-        ("Target", m.target),
-        ("Sign", m.sign),
-        ("Samples audited", f"{m.samples_audited} of {m.samples_available}"),
-        ("Data fingerprint", m.fingerprint[:12]),
-        ("Seed", str(m.seed)),
-        ("Tool", m.tool),
-    ]
-    if not run.audits:
-        return facts
-    last = run.audits[-1]
-    number = f"{len(run.audits)} audit{'s' if len(run.audits) > 1 else ''}"
-    return [
-        ("Last audit", f"step {last.step}, epoch {last.epoch} ({number})"),
-        ("Weights", last.weights),
-        ("Trigger", last.trigger),
-        ("Coverage", _coverage(last)),
-        *facts,
-        ("Recorded", last.created),
-    ]
-
-
-def _coverage(audit: AuditSummary) -> str:
-    """The least share of images on which a region could be scored, and where that was."""
-    covered = [
-        e
-        for e in audit.estimates
-        if e.metric == "coverage" and e.class_name is None and e.group is None and e.value is not None
-    ]
-    if not covered:
-        return "–"
-    least = min(covered, key=lambda e: e.value if e.value is not None else math.inf)
-    where = "" if (least.value or 0) >= 1 else f", least on {least.region} ({method_name(least.method or '')})"
-    return f"{100 * (least.value or 0):.0f} % of images scored{where}"

@@ -17,7 +17,7 @@ import vl_convert
 
 from bias_audit.evidence.clusters import ClassClusters, Cluster, layout, ranked, spray
 from bias_audit.records import Run, write_whole
-from bias_audit.report.charts import method_name, thin
+from bias_audit.report.marks import legible, method_name, thin
 
 MOST_CLASSES, MOST_POINTS = 8, 500
 _SIDE, _THUMBNAILS = 150, 3
@@ -88,10 +88,7 @@ def draw_clusters(path: str | Path, found: RunClusters) -> int:
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"{path}: expected a name that ends in .png or .svg")
-    order = [c.class_name for c in ranked(found.classes)]
-    drawn = [one for one in found.classes if one.clusters]
-    drawn.sort(key=lambda one: order.index(one.class_name) if one.class_name in order else len(order))
-    drawn = drawn[:MOST_CLASSES]
+    drawn = in_order(found.classes)[:MOST_CLASSES]
     if not drawn:
         reasons = "; ".join(f"{one.class_name}: {one.reason}" for one in found.classes)
         raise ValueError(f"no class could be clustered, so there is nothing to draw: {reasons}")
@@ -108,10 +105,17 @@ def draw_clusters(path: str | Path, found: RunClusters) -> int:
         },
     }
     if path.suffix == ".svg":
-        write_whole(path, vl_convert.vegalite_to_svg(spec).encode())
+        write_whole(path, vl_convert.vegalite_to_svg(legible(spec)).encode())
     else:
-        write_whole(path, vl_convert.vegalite_to_png(spec, scale=2))
+        write_whole(path, vl_convert.vegalite_to_png(legible(spec), scale=2))
     return len(drawn)
+
+
+def in_order(classes: Sequence[ClassClusters]) -> list[ClassClusters]:
+    """The classes that have clusters: those with the most telling ones first, then those that are one cluster."""
+    order = [cluster.class_name for cluster in ranked(classes)]
+    found = [one for one in classes if one.clusters]
+    return sorted(found, key=lambda one: order.index(one.class_name) if one.class_name in order else len(order))
 
 
 def _row(one: ClassClusters, found: RunClusters) -> dict[str, Any]:

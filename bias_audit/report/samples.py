@@ -1,34 +1,59 @@
 """Prepare the samples of a run for the page's viewer: what it needs to replay training, and no more.
 
-Enters: a `Run`. Leaves: one JSON-ready mapping with thumbnails, region outlines and, per audit, quantised heatmaps and
-scores, small enough for one page; where that needs fewer samples or audits than were recorded, the choice is the same
-every time and its counts are in the mapping.
+Enters: a `Run`. Leaves: `ViewerData`: one compressed text with thumbnails, region outlines and, per audit, quantised
+heatmaps and scores, small enough for one page; where that needs fewer samples or audits than were recorded, the choice
+is the same every time and the counts are told.
+
+The text is base64 of a gzip file: the length of a JSON header as four bytes, the header, and the arrays and pictures
+that it gives the places of. Numbers are short floats (the upper half of a float32, as bfloat16), their high bytes first
+and then their low ones.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import io
-from collections.abc import Iterator
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bias_audit.records import Run, SampleScores, SampleSheet
+from bias_audit.records import ChangedPictures, Run, SampleScores, SampleSheet
 from bias_audit.report.charts import method_name, region_styles, thin
 
-# Characters the viewer's data may take; the charts and tables of 50 audits take less than the rest of 5 MB.
-BUDGET = 3_900_000
+# Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.
+BUDGET = 3_200_000
 FEWEST_SAMPLES = 48
 # Maps of more cells a side are averaged down: tiles are small, and the records keep the map itself.
 MOST_CELLS = 16
-# What a share of 1 is stored as; one more means "no valid score".
-SHARE_UNIT, NO_SHARE = 65534, 65535
+# Heatmaps have so many steps from none to their largest value, which is finer than the eye tells apart over a picture.
+LEVELS = 63
+# Bytes of all thumbnails, beyond which they are made smaller.
+THUMBNAIL_BYTES, SMALL_SIDE = 900_000, 96
+MOST_CHANGED = 160
+# What compression leaves of a quantised heatmap's cell, a short float, and a letter of an outline.
+_CELL, _SHORT, _LETTER = 0.68, 1.15, 0.3
 
 
-def viewer_data(run: Run, *, thumbnails: bool = True) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class ViewerData:
+    """What the page's viewer shows, and how much of the run that is; `text` is for the viewer only."""
+
+    text: str
+    samples: int
+    samples_available: int
+    audits: int
+    audits_available: int
+    averaged: bool
+
+
+def viewer_data(run: Run, *, thumbnails: bool = True) -> ViewerData | None:
     """What the page's viewer shows, or None for a run without audits or samples.
 
     Raises:
@@ -39,61 +64,136 @@ def viewer_data(run: Run, *, thumbnails: bool = True) -> dict[str, Any] | None:
     sheet, last = run.sheet(), run.scores(len(run.audits) - 1)
     if not sheet.ids:
         return None
-    subjects = run.manifest.subjects
-    spurious = [last.regions.index(r) for r in subjects.regions_with("spurious")]
     cells = len(last.methods) * min(MOST_CELLS, last.maps.shape[2]) * min(MOST_CELLS, last.maps.shape[3])
-    per_frame = _characters(cells + last.values[0, :, 0].size * 2 + len(last.methods) * 4 + 6)
-    frames = thin(len(run.audits), max(2, BUDGET // (FEWEST_SAMPLES * per_frame)))
+    per_frame = cells * _CELL + _SHORT * (last.values[0, :, 0].size + len(last.methods) + 2)
+    frames = thin(len(run.audits), max(2, int(BUDGET / (FEWEST_SAMPLES * per_frame))))
+    shrink = sum(map(len, sheet.thumbnails)) > THUMBNAIL_BYTES
+    pictures = [_smaller(picture) if shrink else picture for picture in sheet.thumbnails]
+    changed = _most_telling(run.changed()) if thumbnails else []
 
     at = {name: i for i, name in enumerate(last.ids)}
-    samples: list[dict[str, Any]] = []
-    left = BUDGET
-    for row in _order(sheet, last, at, spurious):
+    latest_effects = next((s for s in map(run.scores, reversed(frames)) if s.effects.size), last)
+    chosen: list[dict[str, Any]] = []
+    left = BUDGET - sum(len(picture) for *_, picture in changed)
+    for row in _order(sheet, last, latest_effects, run.manifest.subjects.regions_with("spurious")):
         areas = last.areas[at[sheet.ids[row]]] if sheet.ids[row] in at else np.full(len(last.regions), np.nan)
-        sample = _sample(sheet, row, areas, thumbnails)
-        left -= len(str(sample)) + len(frames) * per_frame
-        if left < 0 and samples:
+        sample = _sample(sheet, row, areas)
+        left -= len(pictures[row]) * thumbnails + len(str(sample)) * _LETTER + len(frames) * per_frame
+        if left < 0 and chosen:
             break
-        samples.append(sample)
-    ids = [sample["id"] for sample in samples]
-    styles = region_styles(subjects)
-    roles = dict(subjects.regions)
-    return {
-        "run": run.manifest.run_id,
-        "available": len(sheet.ids),
-        "audits": len(run.audits),
-        "averaged": max(last.maps.shape[2:]) > MOST_CELLS,
-        "classes": subjects.classes,
-        "attributes": [{"name": name, "values": values} for name, values in subjects.attributes],
+        chosen.append(sample)
+    ids = [sample["id"] for sample in chosen]
+    rows = {name: i for i, name in enumerate(sheet.ids)}
+    blocks = _Blocks()
+    styles, roles = region_styles(run.manifest.subjects), dict(run.manifest.subjects.regions)
+    header = {
+        "classes": run.manifest.subjects.classes,
+        "attributes": [{"name": name, "values": values} for name, values in run.manifest.subjects.attributes],
         "regions": [{"name": r, "role": roles.get(r, ""), "hue": styles[r].hue} for r in last.regions],
         "methods": [method_name(m) for m in last.methods],
-        "samples": samples,
-        "frames": [_frame(run, index, ids) for index in frames],
+        "levels": LEVELS,
+        "samples": [
+            sample | {"image": blocks.add(pictures[rows[sample["id"]]]) if thumbnails else None} for sample in chosen
+        ],
+        "changed": [
+            {
+                "sample": ids.index(name),
+                "kind": kind,
+                "region": region,
+                "attribute": attribute,
+                "value": value,
+                "decision": decision,
+                "fall": fall,
+                "step": step,
+                "image": blocks.add(picture),
+            }
+            for name, kind, region, attribute, value, decision, fall, step, picture in changed
+            if name in ids
+        ],
+        "frames": [_frame(run, index, ids, blocks) for index in frames],
     }
+    text = base64.b64encode(blocks.packed(header)).decode()
+    averaged = max(last.maps.shape[2:]) > MOST_CELLS
+    return ViewerData(text, len(chosen), len(sheet.ids), len(frames), len(run.audits), averaged)
 
 
-def _characters(size: int) -> int:
-    """The length of `size` bytes in base64."""
-    return -(-size // 3) * 4
+class _Blocks:
+    """Byte strings one after the other, known by their place and length."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def add(self, content: bytes) -> tuple[int, int]:
+        place = self._length, len(content)
+        self._parts.append(content)
+        self._length += len(content)
+        return place
+
+    def add_shorts(self, values: npt.NDArray[np.floating[Any]]) -> tuple[int, int]:
+        # Half a step more before the lower bits are cut off: that rounds to the nearest.
+        bits = np.ascontiguousarray(values, dtype="<f4").view("<u4") + np.uint32(0x8000)
+        shorts = np.where(np.isnan(values), 0x7FC0, bits >> 16).astype(">u2")
+        return self.add(np.ascontiguousarray(shorts.ravel().view(np.uint8).reshape(-1, 2).T).tobytes())
+
+    def packed(self, header: Mapping[str, Any]) -> bytes:
+        text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+        # No time in it: the same run gives the same page.
+        return gzip.compress(b"".join((struct.pack("<I", len(text)), text, *self._parts)), mtime=0)
 
 
-def _order(sheet: SampleSheet, last: SampleScores, at: dict[str, int], spurious: list[int]) -> Iterator[int]:
+def _most_telling(changed: ChangedPictures | None) -> list[tuple[str, str, str, str, str, int, float, int, bytes]]:
+    """At most MOST_CHANGED pictures, as many of each change; they come with the most telling of each first."""
+    if changed is None or not changed.ids:
+        return []
+    kinds = list(zip(changed.kinds, changed.regions, changed.attributes, strict=True))
+    each = max(1, MOST_CHANGED // len(set(kinds)))
+    taken = dict.fromkeys(kinds, 0)
+    found = []
+    for i, kind in enumerate(kinds):
+        taken[kind] += 1
+        if taken[kind] <= each:
+            decided = int(changed.decisions[i]), round(float(changed.falls[i]), 4), changed.step
+            found.append((changed.ids[i], *kind, changed.values[i], *decided, _smaller(changed.pictures[i])))
+    return found
+
+
+def _smaller(picture: bytes) -> bytes:
+    with Image.open(io.BytesIO(picture)) as image:
+        if max(image.size) <= SMALL_SIDE:
+            return picture
+        image.thumbnail((SMALL_SIDE, SMALL_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
+
+
+def _order(
+    sheet: SampleSheet, last: SampleScores, latest_effects: SampleScores, spurious: Sequence[str]
+) -> Iterator[int]:
     """Every sample once, such that any beginning holds the worst and, beside them, some of every kind.
 
-    Two by spurious share at the last audit, then one from the next label x attributes x correct cell, and so on.
+    One by spurious share at the last audit, one by the effect of an intervention, then one from the next label x
+    attributes x correct cell, and so on.
     """
-    shares = np.nan_to_num(last.values[last.metrics.index("energy_share")][:, :, spurious]).sum(-1).max(0)
+    at = {name: i for i, name in enumerate(last.ids)}
+    columns = [last.regions.index(r) for r in spurious]
+    shares = np.nan_to_num(last.values[last.metrics.index("energy_share")][:, :, columns]).sum(-1).max(0)
     worst = sorted(range(len(sheet.ids)), key=lambda i: -shares[at[sheet.ids[i]]] if sheet.ids[i] in at else 1.0)
+    queues = [iter(worst)]
+    if latest_effects.effects.size:
+        effects = np.nan_to_num(latest_effects.effects[latest_effects.effect_metrics.index("removal_margin")]).max(-1)
+        effect_of = dict(zip(latest_effects.ids, effects.tolist(), strict=True))
+        queues.append(iter(sorted(range(len(sheet.ids)), key=lambda i: -effect_of.get(sheet.ids[i], 0.0))))
     cells: dict[tuple[object, ...], list[int]] = {}
     for i, name in enumerate(sheet.ids):
         right = bool(last.correct[at[name]]) if name in at else None
         cells.setdefault((int(sheet.labels[i]), *sheet.attributes[i].tolist(), right), []).append(i)
     depth = max(len(cell) for cell in cells.values())
-    mixed = [cell[k] for k in range(depth) for cell in cells.values() if k < len(cell)]
+    queues.append(iter([cell[k] for k in range(depth) for cell in cells.values() if k < len(cell)]))
     seen: set[int] = set()
-    queues = iter(worst), iter(mixed)
     while len(seen) < len(sheet.ids):
-        for queue in (queues[0], queues[0], queues[1]):
+        for queue in queues:
             for i in queue:
                 if i not in seen:
                     seen.add(i)
@@ -101,9 +201,8 @@ def _order(sheet: SampleSheet, last: SampleScores, at: dict[str, int], spurious:
                     break
 
 
-def _sample(sheet: SampleSheet, row: int, areas: npt.NDArray[np.float32], thumbnails: bool) -> dict[str, Any]:
-    picture = sheet.thumbnails[row]
-    with Image.open(io.BytesIO(picture)) as image:
+def _sample(sheet: SampleSheet, row: int, areas: npt.NDArray[np.float32]) -> dict[str, Any]:
+    with Image.open(io.BytesIO(sheet.thumbnails[row])) as image:
         width, height = image.size
     return {
         "id": sheet.ids[row],
@@ -113,7 +212,6 @@ def _sample(sheet: SampleSheet, row: int, areas: npt.NDArray[np.float32], thumbn
         # Masks are padded to the largest thumbnail: a sample's own part is the top left.
         "outlines": [outline(mask[:height, :width]) for mask in sheet.masks[row]],
         "areas": [None if np.isnan(a) else round(float(a), 5) for a in areas],
-        "image": base64.b64encode(picture).decode() if thumbnails else "",
     }
 
 
@@ -152,7 +250,7 @@ def outline(mask: npt.NDArray[np.bool_]) -> str:
     return "".join(parts)
 
 
-def _frame(run: Run, index: int, ids: list[str]) -> dict[str, Any]:
+def _frame(run: Run, index: int, ids: list[str], blocks: _Blocks) -> dict[str, Any]:
     """One audit's maps and scores of the samples `ids`; what a sample lacks at this audit is blank."""
     audit, scores = run.audits[index], run.scores(index)
     at = {name: i for i, name in enumerate(scores.ids)}
@@ -160,21 +258,24 @@ def _frame(run: Run, index: int, ids: list[str]) -> dict[str, Any]:
     absent = rows < 0
     maps = np.nan_to_num(scores.maps[:, rows].astype(np.float32))
     maps[:, absent] = 0
-    codes = np.rint(_coarse(maps) * 255).clip(0, 255).astype(np.uint8)
+    codes = np.rint(_coarse(maps) * LEVELS).clip(0, LEVELS).astype(np.uint8)
     shares = scores.values[scores.metrics.index("energy_share")][:, rows]
-    shares = np.where(np.isnan(shares) | absent[:, None], NO_SHARE / SHARE_UNIT, np.clip(shares, 0, 1))
-    magnitude = np.where(absent, np.nan, scores.magnitude[:, rows]).astype("<f4")
+    effects: npt.NDArray[np.float32] | None = None
+    if scores.effects.size:
+        effects = scores.effects[scores.effect_metrics.index("removal_margin"), rows]
+        effects = np.where(absent[:, None], np.nan, effects)
     return {
         "step": audit.step,
         "epoch": audit.epoch,
         "weights": audit.weights,
         "size": list(codes.shape[2:]),
-        "maps": [_base64(m) for m in codes],
-        "shares": _base64(np.rint(shares * SHARE_UNIT).astype("<u2")),
-        "magnitude": _base64(magnitude),
+        "maps": [blocks.add(m.tobytes()) for m in codes],
+        "shares": blocks.add_shorts(np.where(absent[:, None], np.nan, shares)),
+        "magnitude": blocks.add_shorts(np.where(absent, np.nan, scores.magnitude[:, rows])),
         "typical": [_typical(m) for m in scores.magnitude],
-        "margin": _base64(np.where(absent, np.nan, scores.margin[rows]).astype("<f4")),
-        "predicted": _base64(np.where(absent, -1, scores.predictions[rows]).astype("<i2")),
+        "margin": blocks.add_shorts(np.where(absent, np.nan, scores.margin[rows])),
+        "predicted": blocks.add(np.where(absent, -1, scores.predictions[rows]).astype("<i2").tobytes()),
+        "effects": None if effects is None else blocks.add_shorts(effects),
     }
 
 
@@ -192,7 +293,3 @@ def _typical(magnitude: npt.NDArray[np.float32]) -> float | None:
     """The median strength of the maps that are not silent."""
     loud = magnitude[np.isfinite(magnitude) & (magnitude > 0)]
     return float(np.median(loud)) if loud.size else None
-
-
-def _base64(array: npt.NDArray[Any]) -> str:
-    return base64.b64encode(array.tobytes()).decode()

@@ -1,16 +1,15 @@
 // Replays the recorded heatmaps over the samples, and keeps the page up to date while training runs.
-// Enters: the JSON in #data, made by samples.py. Leaves: the tiles of #samples and the dialog.
+// Enters: the compressed data in #data, made by samples.py. Leaves: the tiles of #samples and the dialog.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
   const STORE = `bias-audit ${document.body.dataset.run} ${location.pathname}`;
   const RELOAD_MS = 10000, QUIET_MS = 4000, PAGE = 48, FIELD = 56;
-  const SHARE_UNIT = 65534, NO_SHARE = 65535;
 
   const state = Object.assign(
     // `frame: null` follows the newest audit.
-    { frame: null, method: 0, region: "spurious", sort: "share", class: "", group: "", correct: "", opacity: 70,
-      outlines: true, limit: PAGE, scroll: 0, details: [] },
+    { frame: null, method: 0, region: "spurious", sort: "share", class: "", group: "", shows: "", correct: "",
+      opacity: 70, outlines: true, limit: PAGE, scroll: 0, details: [] },
     recall());
   let playing = 0, lastTouch = 0;
 
@@ -36,33 +35,61 @@
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
 
-  function decode(data) {
+  // The header, and in place of each [place, length] in it what is there.
+  async function unpack(text) {
+    const stream = new Blob([bytes(text.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const content = new Uint8Array(await new Response(stream).arrayBuffer());
+    const start = 4 + new DataView(content.buffer).getUint32(0, true);
+    const data = JSON.parse(new TextDecoder().decode(content.subarray(4, start)));
+    const part = ([place, length]) => content.subarray(start + place, start + place + length);
+    const words = (place) => new Int16Array(part(place).slice().buffer);
+    const picture = (place) => place && `data:image/jpeg;base64,${btoa(String.fromCharCode(...part(place)))}`;
+    // The upper halves of float32 numbers: first all their high bytes, then all their low ones.
+    const shorts = (place) => {
+      const raw = part(place), count = raw.length / 2;
+      const bits = Uint32Array.from({ length: count }, (_, i) => (raw[i] << 24) | (raw[count + i] << 16));
+      return new Float32Array(bits.buffer);
+    };
     for (const frame of data.frames) {
-      frame.maps = frame.maps.map(bytes);
-      frame.shares = new Uint16Array(bytes(frame.shares).buffer);
-      frame.magnitude = new Float32Array(bytes(frame.magnitude).buffer);
-      frame.margin = new Float32Array(bytes(frame.margin).buffer);
-      frame.predicted = new Int16Array(bytes(frame.predicted).buffer);
+      frame.maps = frame.maps.map(part);
+      frame.shares = shorts(frame.shares);
+      frame.magnitude = shorts(frame.magnitude);
+      frame.margin = shorts(frame.margin);
+      frame.predicted = words(frame.predicted);
+      frame.effects &&= shorts(frame.effects);
     }
-    data.samples.forEach((sample, i) => { sample.index = i; });
+    data.samples.forEach((sample, i) => Object.assign(sample, { index: i, image: picture(sample.image), changed: [] }));
+    for (const change of data.changed) {
+      data.samples[change.sample].changed.push(Object.assign(change, { image: picture(change.image) }));
+    }
     return data;
+  }
+
+  const isSpurious = (region) => region.role === "spurious";
+
+  // Of one region, or of all spurious ones at once: the values that are numbers, put together; NaN where none is.
+  function over(data, region, value, together) {
+    if (region !== "spurious") return value(Number(region));
+    const parts = data.regions.flatMap((r, k) => (isSpurious(r) ? [value(k)] : [])).filter((v) => !isNaN(v));
+    return parts.length ? together(parts) : NaN;
   }
 
   // Share of the heatmap on one region, or summed over the spurious ones; NaN where it is not valid.
   function share(data, f, m, i, region) {
-    const count = data.regions.length;
-    const at = (r) => {
-      const code = data.frames[f].shares[(m * data.samples.length + i) * count + r];
-      return code === NO_SHARE ? NaN : code / SHARE_UNIT;
-    };
-    if (region !== "spurious") return at(Number(region));
-    const parts = data.regions.flatMap((r, k) => (r.role === "spurious" ? [at(k)] : [])).filter((v) => !isNaN(v));
-    return parts.length ? Math.min(1, parts.reduce((a, b) => a + b)) : NaN;
+    const at = (r) => data.frames[f].shares[(m * data.samples.length + i) * data.regions.length + r];
+    return over(data, region, at, (parts) => Math.min(1, parts.reduce((a, b) => a + b)));
+  }
+
+  // By how much the decided class's margin falls without one region, or without the spurious one that matters most.
+  function effect(data, f, i, region) {
+    const { effects } = data.frames[f], count = effects ? effects.length / data.samples.length : 0;
+    return over(data, region, (r) => (r < count ? effects[i * count + r] : NaN), (parts) => Math.max(...parts));
   }
 
   const magnitude = (data, f, m, i) => data.frames[f].magnitude[m * data.samples.length + i];
   const percent = (v) => (isNaN(v) ? "–" : `${(100 * v).toFixed(v < 0.0995 ? 1 : 0)} %`);
   const fixed = (v, digits) => (Number.isFinite(v) ? v.toFixed(digits).replace("-", "−") : "–");
+  const signed = (v) => (v > 0 ? "+" : "") + fixed(v, 2);
   const className = (data, k) => (k < 0 ? "–" : data.classes[k] ?? `class ${k}`);
 
   function strength(data, f, m, i) {
@@ -77,7 +104,7 @@
 
   const INFERNO = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
 
-  // RGBA for each of the 256 codes: colours between the stops, and nothing at all where the map is zero.
+  // RGBA for each of 256 levels: colours between the stops, and nothing at all where the map is zero.
   const COLOURS = new Uint8ClampedArray(1024);
   for (let code = 0; code < 256; code++) {
     const place = (code / 255) * (INFERNO.length - 1), k = Math.min(Math.floor(place), INFERNO.length - 2);
@@ -108,7 +135,7 @@
       for (const [left, right, along] of columns) {
         const upper = map[start + top * width + left] * (1 - along) + map[start + top * width + right] * along;
         const lower = map[start + bottom * width + left] * (1 - along) + map[start + bottom * width + right] * along;
-        const code = 4 * Math.round(upper * (1 - down) + lower * down);
+        const code = 4 * Math.round(((upper * (1 - down) + lower * down) * 255) / data.levels);
         for (let c = 0; c < 4; c++) picture.data[at++] = COLOURS[code + c];
       }
     }
@@ -133,7 +160,7 @@
   function stack(data, sample, heat = true) {
     const [width, height] = sample.size, box = element("span", { className: "stack" });
     box.style.aspectRatio = `${width} / ${height}`;
-    if (sample.image) box.append(element("img", { alt: "", src: `data:image/jpeg;base64,${sample.image}` }));
+    if (sample.image) box.append(element("img", { alt: "", src: sample.image }));
     if (heat) box.append(element("canvas", { width: FIELD, height: FIELD }));
     const outlines = drawn("svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none",
       "aria-hidden": "true" });
@@ -151,8 +178,9 @@
 
   function view(data) {
     const last = data.frames.length - 1, tiles = new Map();
-    const spurious = data.regions.filter((r) => r.role === "spurious").map((r) => r.name);
-    const firstSpurious = data.regions.findIndex((r) => r.role === "spurious");
+    const spurious = data.regions.filter(isSpurious).map((r) => r.name);
+    const firstSpurious = data.regions.findIndex(isSpurious);
+    const intervened = data.frames.findLastIndex((frame) => frame.effects);
     const frameNow = () => Math.min(state.frame ?? last, last);
     const isRight = (sample) => data.frames[last].predicted[sample.index] === sample.label;
     let open = null;
@@ -169,11 +197,15 @@
     function prepare() {
       data.methods.forEach((name, m) => option($("method"), m, name));
       if (spurious.length > 1) option($("region"), "spurious", `spurious (${spurious.join(" + ")})`);
-      data.regions.forEach((r, k) => option($("region"), k, r.role ? `${r.name} (${r.role})` : r.name));
+      data.regions.forEach((r, k) => {
+        option($("region"), k, r.role ? `${r.name} (${r.role})` : r.name);
+        if (r.role) option($("shows"), k, r.name);
+      });
+      if (intervened < 0) $("sort").querySelector("[value=effect]").remove();
       data.classes.forEach((name, k) => option($("class"), k, name));
       data.attributes.forEach((attribute, a) => attribute.values.forEach((value) =>
         option($("group"), JSON.stringify([a, value]), `${attribute.name} = ${value}`)));
-      for (const id of ["method", "region", "sort", "class", "group", "correct"]) {
+      for (const id of ["method", "region", "sort", "class", "group", "shows", "correct"]) {
         $(id).value = state[id];
         // What was remembered, or "all spurious", may not be among this run's options.
         if ($(id).selectedIndex < 0) $(id).value = id === "region" ? Math.max(0, firstSpurious) : "";
@@ -216,6 +248,9 @@
           arrange();
         });
       }
+      for (const [id, step] of [["previous", -1], ["next", 1]]) {
+        $(id).addEventListener("click", () => show(shown[shown.findIndex((t) => t.sample === open.sample) + step].sample));
+      }
       $("close").addEventListener("click", () => $("detail").close());
       $("detail").addEventListener("close", () => { open = null; });
       explainColours();
@@ -240,6 +275,7 @@
     function wanted(sample) {
       if (state.class !== "" && sample.label !== Number(state.class)) return false;
       if (state.correct !== "" && isRight(sample) !== (state.correct === "yes")) return false;
+      if (state.shows !== "" && sample.areas[state.shows] === null) return false;
       if (state.group === "") return true;
       const [attribute, value] = JSON.parse(state.group);
       return sample.attributes[attribute] === value;
@@ -250,7 +286,8 @@
       const rise = (s) => now(s) - share(data, 0, m, s.index, state.region);
       const byId = (a, b) => a.id.localeCompare(b.id, "en", { numeric: true });
       if (state.sort === "id") return samples.sort(byId);
-      const key = new Map(samples.map((s) => [s, (state.sort === "change" ? rise : now)(s)]));
+      const without = (s) => effect(data, intervened, s.index, state.region);
+      const key = new Map(samples.map((s) => [s, { share: now, change: rise, effect: without }[state.sort](s)]));
       // What has no score comes last.
       const rank = (s) => (isNaN(key.get(s)) ? -Infinity : key.get(s));
       return samples.sort((a, b) => (rank(b) > rank(a)) - (rank(b) < rank(a)) || byId(a, b));
@@ -301,8 +338,14 @@
         const value = share(data, f, m, i, state.region);
         tile.bar.style.background = `var(--${hue})`;
         tile.bar.style.width = `${100 * (value || 0)}%`;
-        tile.score.title = "share of the heatmap · strength of the map, 1× being the median map of this audit";
-        tile.score.textContent = `${percent(value)} · ${strength(data, f, m, i)}`;
+        if (state.sort === "effect") {
+          const fall = effect(data, intervened, i, state.region);
+          tile.score.title = `by how much the decided class’s margin falls without the region, beyond a control region, at step ${data.frames[intervened].step}`;
+          tile.score.textContent = isNaN(fall) ? "not removed" : `margin ${signed(-fall)} without`;
+        } else {
+          tile.score.title = "share of the heatmap · strength of the map, 1× being the median map of this audit";
+          tile.score.textContent = `${percent(value)} · ${strength(data, f, m, i)}`;
+        }
       }
       if (open) detail();
     }
@@ -341,8 +384,48 @@
         stack(data, sample, false));
       $("detail-maps").replaceChildren(plain, ...data.methods.map((name, m) => element("figure", {},
         element("figcaption", { textContent: name }), open.stacks[m], open.told[m])));
+      $("detail-changes").hidden = !sample.changed.length;
+      $("detail-changed").replaceChildren(...sample.changed.length ? [before(sample), ...sample.changed.map(after)] : []);
+      const place = shown.findIndex((tile) => tile.sample === sample);
+      $("previous").disabled = place <= 0;
+      $("next").disabled = place < 0 || place === shown.length - 1;
       refresh();
-      $("detail").showModal();
+      if (!$("detail").open) $("detail").showModal();
+    }
+
+    // Without outlines, which would hide what has changed.
+    function pictured(sample, image, title, text) {
+      return element("figure", {}, element("figcaption", { textContent: title }),
+        stack(data, { ...sample, image, outlines: [] }, false), element("small", { textContent: text }));
+    }
+
+    function before(sample) {
+      const [{ step }] = sample.changed, frame = data.frames.find((f) => f.step === step);
+      return pictured(sample, sample.image, "As it is",
+        frame ? `decided at step ${step}: ${className(data, frame.predicted[sample.index])}` : `at step ${step}`);
+    }
+
+    function after({ sample, kind, region, attribute, value, decision, fall, image }) {
+      const title = kind === "removal" ? `Without ${region}` :
+        `As ${attribute} = ${value}${region ? `, by another image’s ${region}` : ""}`;
+      return pictured(data.samples[sample], image, title,
+        `decided: ${className(data, decision)}; the label’s margin ${signed(-fall)}`);
+    }
+
+    // The shares of one sample at every audit; the upright line is the audit that is shown.
+    function course(i, m, now) {
+      const steps = data.frames.map((frame) => frame.step), first = steps[0], span = steps[last] - first || 1;
+      const x = (f) => (100 * (steps[f] - first)) / span, y = (v) => 40 * (1 - v);
+      const lines = data.regions.map(({ role, hue }, r) => {
+        let d = "";
+        steps.forEach((_, f) => {
+          const value = share(data, f, m, i, r);
+          if (!isNaN(value)) d += `${d ? "L" : "M"}${x(f).toFixed(2)} ${y(value).toFixed(2)}`;
+        });
+        return drawn("path", { d, class: role, style: `stroke: var(--${hue})` });
+      });
+      return drawn("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", "aria-hidden": "true" },
+        ...lines, drawn("path", { class: "now", d: `M${x(now)} 0V40` }));
     }
 
     function detail() {
@@ -351,6 +434,9 @@
         paint(data, box.querySelector("canvas"), now, k, i);
         told[k].textContent = `strength: ${strength(data, now, k, i)}`;
       });
+      if (last > 0) $("detail-course").replaceChildren(course(i, m, now));
+      $("course-title").textContent = `Share of the heatmap, 0 to 100 %, from step ${data.frames[0].step} to ${data.frames[last].step}`;
+      $("course").hidden = last === 0;
       const cell = (text, number) => element("td", { textContent: text, className: number ? "number" : "" });
       const head = ["step", "predicted", "margin", ...data.regions.map((r) => r.name), "magnitude"];
       const rows = data.frames.map((frame, f) => {
@@ -393,12 +479,21 @@
     }, RELOAD_MS);
   }
 
-  if ($("data")) view(decode(JSON.parse($("data").textContent)));
-  for (const id of state.details) if ($(id)) $(id).open = true;
-  if ("live" in document.body.dataset) {
-    follow();
-    history.scrollRestoration = "manual";
-    scrollTo(0, state.scroll);
+  async function begin() {
+    if ($("data") && typeof DecompressionStream === "undefined") {
+      $("too-old").hidden = false;
+    } else if ($("data")) {
+      view(await unpack($("data").textContent));
+    }
+    for (const id of state.details) if ($(id)) $(id).open = true;
+    if ("live" in document.body.dataset) {
+      follow();
+      history.scrollRestoration = "manual";
+      scrollTo(0, state.scroll);
+    }
+    addEventListener("pagehide", remember);
+    document.body.dataset.ready = "";
   }
-  addEventListener("pagehide", remember);
+
+  begin();
 })();

@@ -1,0 +1,420 @@
+"""Two runs side by side: which verdicts and which numbers changed, and how sure that is.
+
+Enters: two `Run`s, A and B. Leaves: a `Comparison` of their last audits: `VerdictChange`s and `Difference`s, B less A.
+
+Where both audited the same images, differences are of the same images: what is hard about an image is hard for both
+models and cancels. Neither torch nor Lightning is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bias_audit.evidence.cells import Cell, cells
+from bias_audit.evidence.proportions import minus, paired_difference
+from bias_audit.findings import Finding
+from bias_audit.history import Change
+from bias_audit.multiplicity import exceedance_p, holm
+from bias_audit.records import AuditSummary, Run, SampleScores, SampleSheet
+from bias_audit.stats import bootstrap_ratios
+from bias_audit.terms import (
+    ASSOCIATION_METRICS,
+    EXPLAINER_METRICS,
+    GROUP_METRICS,
+    INTERVENTION_METRICS,
+    REGION_METRICS,
+    Estimate,
+)
+
+# Coverage, controls and other fills say whether numbers are sound; that one of them changed answers no question.
+_NOT_ASKED = {"coverage", "control_effect", "control_score", "control_margin", "control_flips"} | {
+    "fill_flips",
+    "fill_control_flips",
+}
+QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Where does the model look?", REGION_METRICS),
+    ("Does the decision depend on it?", INTERVENTION_METRICS),
+    ("For whom is it wrong?", GROUP_METRICS),
+    ("Do attribute and label go together?", ASSOCIATION_METRICS),
+    ("Are the explanations fit?", EXPLAINER_METRICS),
+)
+_ORDER = {metric: i for i, metric in enumerate(m for _, metrics in QUESTIONS for m in metrics if m not in _NOT_ASKED)}
+_OF_MAPS = {*REGION_METRICS, *EXPLAINER_METRICS, "wrong_reason_rate"}
+# Of one image 0 or 1, but for ties and for what controls do.
+_HITS = ("pointing_game", "removal_flips")
+
+Key = tuple[str, str | None, str | None, str | None, str | None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, and its last audit of a trained model: `index` counts the run's audits."""
+
+    run: Run
+    audit: AuditSummary
+    index: int
+
+
+@dataclass(frozen=True)
+class VerdictChange:
+    """What is said of one region or attribute in A and in B; None where a run does not judge it."""
+
+    kind: Literal["region", "attribute"]
+    name: str
+    before: Finding | None
+    after: Finding | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether both judge it, and differently."""
+        return self.before is not None and self.after is not None and self.before.verdict != self.after.verdict
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One estimate in A and in B, and B less A with its 95 % interval.
+
+    `pairs` is the number of images that both measured and `change` is of, None where it is made from the two intervals.
+    `state` is "changed" where it stands after Holm's correction for all differences, "uncertain" where the interval
+    excludes 0 and no more, "open" where it does not, "unknown" where one of the two was not measured.
+    """
+
+    before: Estimate
+    after: Estimate
+    change: Change
+    pairs: int | None
+    state: Literal["changed", "uncertain", "open", "unknown"]
+
+    @property
+    def subject(self) -> str:
+        """What differs, as a person reads it."""
+        return self.before.subject.replace("cramers_v", "Cramér's V").replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run B less run A: verdicts, differences in the order of `QUESTIONS`, and what the two do not share.
+
+    `shared` are the ids of the images that are the same in both. `same_maps` says whether their heatmaps explain the
+    same thing. `tested` differences were corrected together.
+    """
+
+    a: Side
+    b: Side
+    verdicts: tuple[VerdictChange, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+    shared: tuple[str, ...]
+    same_maps: bool
+    tested: int
+
+    def of(self, state: Literal["changed", "uncertain", "open", "unknown"]) -> tuple[Difference, ...]:
+        """The differences in this state."""
+        return tuple(d for d in self.differences if d.state == state)
+
+    def __str__(self) -> str:
+        changed, uncertain = len(self.of("changed")), len(self.of("uncertain"))
+        false = ": the chance that any of them is false is below 5 %" if changed else ""
+        return (
+            f"Of {self.tested} differences {changed or 'none'} stand{'' if changed > 1 else 's'} after Holm's "
+            f"correction{false}. {uncertain or 'No'} more {'has' if uncertain < 2 else 'have'} a 95 % interval without "
+            f"0; by chance alone about {self.tested / 20:.0f} of all would."
+        )
+
+
+def compare_runs(a: Run, b: Run) -> Comparison:
+    """What changed from run A to run B, each at its last audit of a trained model.
+
+    An image counts as the same where the data's fingerprints are equal, or where its id, its label and its thumbnail
+    are. Shares, enrichment, hits, accuracy and what a removal does are then compared image by image, drawn with
+    replacement within class x attribute value as the audit does. This is done for an estimate that at least half of its
+    images are shared for. All other differences are made from the two intervals, as if the images were others, which
+    makes them rather too wide where they are the same.
+
+    Differences of fewer images than either policy's `min_samples` are given, and never count as changed.
+
+    Raises:
+        ValueError: a run has no audit of a trained model.
+        RecordError: samples or arrays cannot be read.
+
+    Example:
+        >>> from bias_audit.records import read_run
+        >>> print(compare_runs(read_run("runs/biased"), read_run("runs/balanced")))  # doctest: +SKIP
+        Of 84 differences 31 stand after Holm's correction: ...
+    """
+    before, after = _side(a), _side(b)
+    sheet_a, sheet_b = a.sheet(), b.sheet()
+    same_data = (a.manifest.fingerprint, sheet_a.ids) == (b.manifest.fingerprint, sheet_b.ids)
+    shared = _shared(before, after, sheet_a, sheet_b, same_data)
+    unlike = [name for name in ("layer", "target", "sign") if getattr(a.manifest, name) != getattr(b.manifest, name)]
+    compared = [m for m in _ORDER if not (unlike and m in _OF_MAPS) and not (same_data and m.startswith("audit_"))]
+    of_a, of_b = ({_key(e): e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
+    both = sorted((key for key in of_a if key in of_b), key=_rank)
+    pairs = _Pairs(before, after, sheet_a, shared)
+    paired = pairs.changes([(of_a[key], of_b[key]) for key in both])
+    found = [_difference(of_a[key], of_b[key], paired.get(key)) for key in both]
+    least = max(a.manifest.policy.min_samples, b.manifest.policy.min_samples)
+    differences, tested = _corrected(found, least)
+    return Comparison(
+        before,
+        after,
+        _verdicts(before.audit, after.audit),
+        differences,
+        tuple(_notes(before, after, shared, same_data, unlike, of_a, of_b)),
+        shared,
+        not unlike,
+        tested,
+    )
+
+
+def _side(run: Run) -> Side:
+    trained = [i for i, audit in enumerate(run.audits) if audit.trigger != "reference"]
+    if not trained:
+        raise ValueError(f"{run.path}: no audit of a trained model was recorded, so there is nothing to compare")
+    return Side(run, run.audits[trained[-1]], trained[-1])
+
+
+def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_data: bool) -> tuple[str, ...]:
+    """Ids of the images that are the same in both, in the order of A."""
+    if same_data:
+        return sheet_a.ids
+    names_a, names_b = (side.run.manifest.subjects.classes for side in (a, b))
+    place = {name: i for i, name in enumerate(sheet_b.ids)}
+    return tuple(
+        name
+        for i, name in enumerate(sheet_a.ids)
+        if name in place
+        and names_a[sheet_a.labels[i]] == names_b[sheet_b.labels[place[name]]]
+        and sheet_a.thumbnails[i] == sheet_b.thumbnails[place[name]]
+    )
+
+
+def _key(e: Estimate) -> Key:
+    return e.metric, e.region, e.class_name, e.group, e.method
+
+
+def _rank(key: Key) -> tuple[int, int]:
+    """By question and metric; of one metric first what is over all images, then by class or group, then by both."""
+    metric, _, class_name, group, _ = key
+    return _ORDER[metric], (class_name is not None) + (group is not None)
+
+
+class _Pairs:
+    """The differences of estimates that are sums over images, of the images that both runs measured."""
+
+    def __init__(self, a: Side, b: Side, sheet: SampleSheet, shared: tuple[str, ...]) -> None:
+        self.a, self.b, self.shared = a, b, shared
+        self.seed = a.run.manifest.seed
+        place = {name: i for i, name in enumerate(sheet.ids)}
+        rows = [place[name] for name in shared]
+        found = list(cells(sheet.labels[rows], sheet.attributes[rows], a.run.manifest.subjects)) if shared else []
+        self.cells = {(cell.class_name, cell.group): cell for cell in found}
+        self._read: dict[tuple[bool, int], SampleScores] = {}
+
+    def changes(self, estimates: Sequence[tuple[Estimate, Estimate]]) -> dict[Key, tuple[Change, int]]:
+        """Of each pair of estimates that can be compared image by image: the difference and the number of images."""
+        columns = [column for pair in estimates if (column := self._column(*pair)) is not None]
+        # One set of resamples for all that is resampled within the same strata.
+        columns.sort(key=lambda column: column.cell.attribute or "")
+        found: dict[Key, tuple[Change, int]] = {}
+        for _, group in groupby(columns, key=lambda column: column.cell.attribute):
+            found |= self._resampled(list(group))
+        return found
+
+    def _column(self, before: Estimate, after: Estimate) -> _Column | None:
+        cell = self.cells.get((before.class_name, before.group))
+        first, second = self._values(self.a, before), self._values(self.b, after)
+        if cell is None or first is None or second is None:
+            return None
+        valid = cell.members & np.isfinite(first.values) & np.isfinite(second.values)
+        # Where a region is drawn differently, its shares are not of the same thing.
+        valid &= np.isclose(first.weights, second.weights, rtol=1e-3)
+        n = int(valid.sum())
+        if n < 2 or 2 * n < min(before.n, after.n):
+            return None
+        weights = np.where(valid, first.weights if before.metric == "enrichment" else 1.0, 0.0)
+        return _Column(_key(before), cell, np.where(valid, second.values - first.values, 0.0), weights, n)
+
+    def _values(self, side: Side, e: Estimate) -> _Values | None:
+        """Each shared image's own part of an estimate; None where it is not a sum over images."""
+        index = side.index - e.age
+        if index < 0 or not e.measured:
+            return None
+        scores = self._scores(side, index)
+        place = {name: i for i, name in enumerate(scores.ids)}
+        if any(name not in place for name in self.shared):
+            return None
+        rows, ones = [place[name] for name in self.shared], np.ones(len(self.shared))
+        if e.metric == "accuracy":
+            return _Values(scores.correct[rows].astype(np.float64), ones)
+        if e.region is None or e.region not in scores.regions:
+            return None
+        region = scores.regions.index(e.region)
+        if e.metric in scores.metrics and e.method in scores.methods:
+            assert e.method is not None
+            values = scores.of(e.metric, e.method, e.region)[rows].astype(np.float64)
+            return _Values(values, scores.areas[rows, region].astype(np.float64))
+        # The effect is over the margin of each model's own decision: no sum over images.
+        if e.metric in scores.effect_metrics and e.metric != "removal_effect":
+            return _Values(scores.effects[scores.effect_metrics.index(e.metric), rows, region].astype(np.float64), ones)
+        return None
+
+    def _scores(self, side: Side, index: int) -> SampleScores:
+        known = (side is self.a, index)
+        if known not in self._read:
+            self._read[known] = side.run.scores(index)
+        return self._read[known]
+
+    def _resampled(self, columns: Sequence[_Column]) -> dict[Key, tuple[Change, int]]:
+        drawn = bootstrap_ratios(
+            np.stack([c.differences * c.weights for c in columns], axis=1),
+            np.stack([c.weights for c in columns], axis=1),
+            columns[0].cell.strata,
+            seed=self.seed,
+        )
+        found = {}
+        for c, value, low, high in zip(columns, *(bound.tolist() for bound in drawn), strict=True):
+            numbers = value, low, high
+            moves = c.differences[c.weights > 0]
+            # Resampling hits that all stayed as they are gives no width, as if that were certain.
+            stayed = low == high and c.key[0] in _HITS and bool(np.isin(moves, (-1, 0, 1)).all())
+            if c.key[0] == "accuracy" or stayed:
+                numbers = paired_difference(int((moves > 0).sum()), int((moves < 0).sum()), c.n)
+            found[c.key] = Change(*numbers), c.n
+        return found
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Each shared image's score, NaN where it has none, and the area of the region it is of, `(N,)` each."""
+
+    values: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One estimate's differences, image by image, and their weights, 0 where an image does not count, `(N,)` each."""
+
+    key: Key
+    cell: Cell
+    differences: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+    n: int
+
+
+def _difference(before: Estimate, after: Estimate, paired: tuple[Change, int] | None) -> Difference:
+    unmeasured = next((f"{side}: {e}" for side, e in (("A", before), ("B", after)) if not e.measured), None)
+    if unmeasured is not None:
+        return Difference(before, after, Change(None, None, None, unmeasured), None, "unknown")
+    if paired is None:
+        return Difference(before, after, Change(*minus(_numbers(after), _numbers(before))), None, "open")
+    return Difference(before, after, *paired, "open")
+
+
+def _numbers(e: Estimate) -> tuple[float, float, float]:
+    assert e.value is not None and e.low is not None and e.high is not None
+    return e.value, e.low, e.high
+
+
+def _corrected(found: Sequence[Difference], least: int) -> tuple[tuple[Difference, ...], int]:
+    """The differences with their state, and how many were corrected together."""
+    tested = [i for i, d in enumerate(found) if d.state != "unknown" and _count(d) >= least]
+    stands = {i for i, p in zip(tested, holm([_p(found[i].change) for i in tested]), strict=True) if p < 0.05}
+    states = tuple(
+        replace(d, state="changed" if i in stands else "uncertain" if d.change.direction in ("up", "down") else d.state)
+        for i, d in enumerate(found)
+    )
+    return states, len(tested)
+
+
+def _count(d: Difference) -> int:
+    return min(d.before.n, d.after.n) if d.pairs is None else d.pairs
+
+
+def _p(change: Change) -> float:
+    """Two-sided p-value of no difference."""
+    assert change.value is not None and change.low is not None and change.high is not None
+    if change.value < 0:
+        return min(1.0, 2 * exceedance_p(-change.value, -change.high, 0.0))
+    return min(1.0, 2 * exceedance_p(change.value, change.low, 0.0))
+
+
+def _verdicts(a: AuditSummary, b: AuditSummary) -> tuple[VerdictChange, ...]:
+    of_a, of_b = ({(f.kind, f.name): f for f in audit.judgement.findings} for audit in (a, b))
+    return tuple(
+        VerdictChange(kind, name, of_a.get((kind, name)), of_b.get((kind, name)))
+        for kind, name in dict.fromkeys((*of_a, *of_b))
+    )
+
+
+def _notes(
+    a: Side,
+    b: Side,
+    shared: tuple[str, ...],
+    same_data: bool,
+    unlike: Sequence[str],
+    of_a: dict[Key, Estimate],
+    of_b: dict[Key, Estimate],
+) -> Iterator[str]:
+    """What a reader must know of the two runs, in sentences."""
+    first, second = a.run.manifest, b.run.manifest
+    if same_data:
+        yield f"Both runs audited the same {first.samples_audited} images."
+    elif shared:
+        yield (
+            f"The audited data differ. {len(shared)} images are the same in both, of {first.samples_audited} in A and "
+            f"{second.samples_audited} in B."
+        )
+    else:
+        yield "The audited data differ, and no image is the same in both: all differences are of different images."
+    for name in unlike:
+        its_a, its_b = getattr(first, name), getattr(second, name)
+        yield f"The {name} differs: {its_a} in A, {its_b} in B. Heatmaps are not compared."
+    for what, one, other in (
+        ("model", first.model, second.model),
+        ("audited weights", a.audit.weights, b.audit.weights),
+    ):
+        if one != other:
+            yield f"The {what} differ{'s' if what == 'model' else ''}: {one} in A, {other} in B."
+    if first.policy != second.policy:
+        yield "The policies differ, and each verdict is by its own run's policy."
+    yield from _only(a, b)
+    for letter, side in (("A", a), ("B", b)):
+        run = side.run
+        if run.failed:
+            yield f"{letter}: {run.failed}."
+        if run.torn:
+            yield f"{letter}: the last record was cut off while it was written."
+        if not run.ended:
+            yield f"{letter}: training has not ended, or was killed; this is its last audit so far."
+    for letter, its, others in (("A", of_a, of_b), ("B", of_b, of_a)):
+        names = list(dict.fromkeys(key[0].replace("_", " ") for key in its if key not in others))
+        count = sum(key not in others for key in its)
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            yield f"{count} estimates are in {letter} only, and not compared: {', '.join(names[:6])}{more}."
+
+
+def _only(a: Side, b: Side) -> Iterator[str]:
+    """Regions, attributes, classes and methods that only one run has."""
+
+    def names(side: Side) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        manifest = side.run.manifest
+        return (
+            ("region", tuple(f"{name} ({role})" for name, role in manifest.subjects.regions)),
+            ("attribute", tuple(name for name, _ in manifest.subjects.attributes)),
+            ("class", manifest.subjects.classes),
+            ("method", manifest.methods),
+        )
+
+    for (kind, of_a), (_, of_b) in zip(names(a), names(b), strict=True):
+        for letter, one, other in (("A", of_a, of_b), ("B", of_b, of_a)):
+            if alone := [name for name in one if name not in other]:
+                yield f"Only {letter} has the {kind} {', '.join(alone)}."

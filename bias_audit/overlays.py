@@ -1,0 +1,59 @@
+"""A heatmap drawn over its image, and which images to look at first.
+
+Enters: a picture and a map at the layer's resolution, or the scores of all samples. Leaves: one picture, or `Looked`.
+
+torch is not imported here: overlays are drawn where the records are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bias_audit.records import SampleScores
+
+SIDE = 256
+# Black through violet and orange to pale yellow, lightness rising evenly: readable in grey and without red and green.
+_STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]])
+
+
+def overlay(picture: Image.Image, heat: npt.NDArray[np.float32], opacity: float = 0.65) -> Image.Image:
+    """`heat` `(h, w)`, 0 to 1, over `picture`, enlarged by a whole factor to about SIDE pixels; no heat, no cover."""
+    factor = max(1, round(SIDE / max(picture.size)))
+    size = (picture.width * factor, picture.height * factor)
+    levels = np.asarray(Image.fromarray(np.clip(heat, 0, 1)).resize(size, Image.Resampling.BILINEAR))
+    base = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    cover = opacity * levels[..., None]
+    return Image.fromarray((base * (1 - cover) + heat_colours(levels) * cover).astype(np.uint8))
+
+
+def heat_colours(levels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The colours `(h, w, 3)`, 0 to 255, of `levels` `(h, w)`, 0 to 1."""
+    ends = np.linspace(0, 1, len(_STOPS))
+    return np.stack([np.interp(levels, ends, _STOPS[:, channel]) for channel in range(3)], axis=-1)
+
+
+class Looked(NamedTuple):
+    """A sample's row, and the region with the largest share of its heatmap."""
+
+    row: int
+    region: str
+    share: float
+
+
+def most_looked(scores: SampleScores, regions: Sequence[str], count: int) -> list[Looked]:
+    """The samples with the largest energy share on one of `regions` by the first method, the largest first.
+
+    Those whose heatmap has nothing there are left out.
+    """
+    if not regions or not scores.ids:
+        return []
+    shares = np.stack([scores.of("energy_share", scores.methods[0], region) for region in regions], axis=1)
+    shares = np.where(np.isfinite(shares), shares, 0)
+    order = np.argsort(-shares.max(axis=1), kind="stable")[:count]
+    found = [Looked(int(i), regions[int(shares[i].argmax())], float(shares[i].max())) for i in order]
+    return [looked for looked in found if looked.share > 0]

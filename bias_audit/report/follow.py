@@ -1,0 +1,61 @@
+"""Keep a run's page up to date from a process of its own, so that drawing it takes no time from the training.
+
+Run by `python -m bias_audit.report.follow RUN_DIR`. Enters: a line on standard input for each audit, and `end` when
+there will be no more. Leaves: `report.html`, drawn anew for the newest of the lines that wait, and once at the end. An
+error ends it with one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from bias_audit.report import write_report
+
+# Said rather than left to the end of the input, which does not come while a forked worker of the training's lives.
+END = "end"
+
+
+def follow(path: str) -> None:
+    """Draw the page of the run directory at `path` until standard input says `end`, or ends.
+
+    Raises:
+        RecordError: the run directory cannot be read.
+        OSError: the page cannot be written.
+    """
+    wanted, over = threading.Event(), threading.Event()
+
+    def read() -> None:
+        for line in sys.stdin:
+            if line.strip() == END:
+                break
+            wanted.set()
+        over.set()
+        wanted.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        wanted.wait()
+        # What is asked for from here on is not in this page.
+        wanted.clear()
+        last = over.is_set()
+        write_report(path)
+        if last:
+            return
+
+
+def main() -> None:
+    """The process: it gives way to the training, and ends when it is told to and not by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
+    try:
+        follow(sys.argv[1])
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

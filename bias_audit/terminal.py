@@ -1,0 +1,364 @@
+"""What the commands print: tables, sparklines and pictures.
+
+Enters: what was read or measured, and a console. Leaves: text, in colour where the console has it, and legible without.
+
+All that comes from data is printed as it is: never as markup, and without characters that would steer the terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bias_audit.gate import GateResult
+from bias_audit.headlines import headlines
+from bias_audit.history import Onset, onsets
+from bias_audit.records import AuditSummary, Run
+from bias_audit.terms import Estimate, Outcome, Verdict
+from bias_audit.verdict import Check, Judgement
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from bias_audit.compare import Comparison, Difference
+    from bias_audit.evidence.clusters import Cluster
+    from bias_audit.report.clusters import RunClusters
+
+_STYLES = {Outcome.HELD: "green", Outcome.VIOLATED: "bold red", Outcome.INCONCLUSIVE: "yellow"}
+_VERDICT_STYLES = {
+    Verdict.RELIANCE: "bold red",
+    Verdict.SUSPECTED: "yellow",
+    Verdict.CLEARED: "green",
+    Verdict.INCONCLUSIVE: "yellow",
+}
+_PASSED = {Outcome.HELD: "passed", Outcome.VIOLATED: "violated", Outcome.INCONCLUSIVE: "inconclusive"}
+_BARS = "▁▂▃▄▅▆▇█"
+# A picture is so many cells wide; half a cell high it is a square of pixels.
+PICTURE = 24
+MOST_BARS, MOST_ROWS = 40, 40
+# A scale that ends lower would make noise look like a rise.
+LEAST_SCALE = 0.1
+
+
+def console(colours: bool = False) -> Console:
+    """The console for standard output; with `colours` they are written to a file or a pipe as well."""
+    if sys.stdout.isatty():
+        return Console()
+    # A log file has no width; 80 columns would break every row.
+    return Console(width=140, force_terminal=True, color_system="truecolor") if colours else Console(width=140)
+
+
+def text(value: object, style: str = "") -> Text:
+    """Any text on one line, without markup and control characters.
+
+    Example:
+        >>> text("[red]a\\nb").plain
+        '[red]a b'
+    """
+    words = " ".join(str(value).split())
+    return Text("".join(c if c.isprintable() else "\ufffd" for c in words), style=style)
+
+
+def print_gate(console: Console, result: GateResult, history: Sequence[Onset]) -> None:
+    """What the gate found, ending in one line with the outcome."""
+    if result.judgement is not None and result.audit is not None:
+        console.print(_findings_table(result.judgement))
+        console.print(_checks_table(result.judgement))
+        console.print(_audit_line(result.audit))
+    _print_onsets(console, history)
+    for doubt in result.doubts:
+        console.print(text(f"Inconclusive: {doubt}.", "yellow"))
+    console.print(text(f"bias-audit gate: {_PASSED[result.outcome]}{_because(result)}", _STYLES[result.outcome]))
+
+
+def print_clusters(console: Console, found: RunClusters, telling: Sequence[Cluster]) -> None:
+    """A table of the clusters, the most telling first, and a line for each class without."""
+    if telling:
+        console.print(_clusters_table(found, telling))
+    for one in found.classes:
+        if len(one.clusters) < 2:
+            alone = one.reason or f"one cluster: no group of its {len(one.samples)} heatmaps stands apart"
+            console.print(text(f"Class {one.class_name}: {alone}."))
+
+
+def print_run(console: Console, run: Run, index: int, pictures: int) -> None:
+    """One audit of a run: verdicts, how its leading numbers came about, when they set in, and the worst samples.
+
+    Args:
+        index: of the audit, counted from 0; -1 is the last.
+        pictures: how many samples to draw: those with most of the heatmap on a spurious region.
+
+    Raises:
+        ValueError: there is no such audit.
+        RecordError: the samples or the audit's arrays cannot be read.
+    """
+    count = len(run.audits)
+    if not -count <= index < count:
+        have = f"0 to {count - 1}, or -1 for the last" if count else "none: the run recorded no audit"
+        raise ValueError(f"{run.path}: there is no audit {index}; there are {have}")
+    index %= count
+    audit, past = run.audits[index], run.audits[: index + 1]
+    console.print(text(f"{run.manifest.model}, layer {run.manifest.layer}: {run.path}", "bold"))
+    console.print(_findings_table(audit.judgement))
+    leading = _leading(audit)
+    console.print(_course_table(past, leading))
+    for e in leading:
+        if not e.measured:
+            console.print(text(str(e).replace("_", " "), "yellow"))
+    console.print(_audit_line(audit))
+    _print_onsets(console, onsets(past))
+    for doubt in _doubts(run, index):
+        console.print(text(doubt, "yellow"))
+    outcome = audit.judgement.outcome
+    said = "before training: nothing follows" if audit.trigger == "reference" else f"policy {outcome}"
+    console.print(text(f"bias-audit show: {said}", _STYLES[outcome] if audit.trigger != "reference" else ""))
+    if pictures:
+        _print_samples(console, run, index, pictures)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """What changed from run A to run B: verdicts first, then the numbers that lead, then how many others changed."""
+    for letter, side in (("A", found.a), ("B", found.b)):
+        console.print(text(f"{letter}: {side.run.path}, step {side.audit.step}, {side.run.manifest.model}"))
+    for note in found.notes:
+        console.print(text(note))
+    if found.verdicts:
+        console.print(_verdicts_table(found))
+    leading = {e.subject for side in (found.a, found.b) for e in _leading(side.audit)}
+    order = ("changed", "uncertain", "open", "unknown")
+    rows = sorted((d for d in found.differences if d.before.subject in leading), key=lambda d: order.index(d.state))
+    if rows:
+        console.print(_differences_table(rows[:MOST_ROWS]))
+    if any(d.pairs is None and d.state != "unknown" for d in rows):
+        console.print(text("* from the two intervals, as if of different images; rather too wide where they are not."))
+    for d in rows:
+        if d.state == "unknown":
+            console.print(text(d.change.reason.replace("_", " "), "yellow"))
+    console.print(text(found))
+
+
+def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
+    """Values as bars on a scale from `low` to `high`, a dot where there is none.
+
+    Example:
+        >>> sparkline([0.0, None, 0.5, 1.0], 0.0, 1.0)
+        '▁·▅█'
+    """
+    bars = [None if v is None else min(max((v - low) / (high - low), 0.0), 1.0) for v in values]
+    return "".join("·" if bar is None else _BARS[round(7 * bar)] for bar in bars)
+
+
+def _audit_line(audit: AuditSummary) -> Text:
+    return text(f"Audit at step {audit.step}, epoch {audit.epoch}, {audit.weights} weights.")
+
+
+def _print_onsets(console: Console, history: Sequence[Onset]) -> None:
+    for onset in history:
+        if onset.since is not None and len(onset.steps) > 1:
+            console.print(text(onset))
+
+
+def _doubts(run: Run, index: int) -> Iterable[str]:
+    if index < len(run.audits) - 1:
+        yield f"{len(run.audits) - 1 - index} later audits are not in this."
+        return
+    if run.failed:
+        yield f"Inconclusive: {run.failed}."
+    if run.torn:
+        yield "The last record was cut off while it was written."
+    if not run.ended:
+        yield "Training has not finished, or was killed: this is not final."
+
+
+def _because(result: GateResult) -> str:
+    """The first thing that stands in the way, in the words of its check."""
+    if result.judgement is None:
+        return ""
+    blocking = [c for c in result.judgement.checks if c.severity == "error" and c.outcome is result.outcome]
+    if result.outcome is Outcome.HELD or not blocking:
+        return ""
+    more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
+    return f": {blocking[0].message}{more}"
+
+
+def _table(title: str, **columns: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", expand=True)
+    for name, options in columns.items():
+        table.add_column(name.replace("_", " "), **{"overflow": "fold"} | options)
+    return table
+
+
+_NAME: dict[str, Any] = {"max_width": 48}
+_WORD: dict[str, Any] = {"no_wrap": True}
+_COUNT: dict[str, Any] = {"justify": "right", "no_wrap": True}
+
+
+def _findings_table(judgement: Judgement) -> Table:
+    table = _table("Findings", about=_NAME, verdict=_WORD, why={"ratio": 1})
+    for finding in judgement.findings:
+        sentence = finding.sentence
+        if finding.samples_to_settle is not None:
+            sentence += f" About {finding.samples_to_settle} images of that kind would settle it."
+        verdict = text(finding.verdict, _VERDICT_STYLES[finding.verdict])
+        table.add_row(text(f"{finding.kind} {finding.name}"), verdict, text(sentence))
+    return table
+
+
+def _checks_table(judgement: Judgement) -> Table:
+    table = _table("Rules", rule={"ratio": 2}, on={"ratio": 2}, measured=_WORD, n=_COUNT, severity=_WORD, outcome=_WORD)
+    for check in judgement.checks:
+        table.add_row(
+            text(check.rule),
+            text(check.subject),
+            _measured(check),
+            "" if check.estimate is None else str(check.estimate.n),
+            check.severity,
+            text(check.outcome, _STYLES[check.outcome]),
+        )
+    return table
+
+
+def _measured(check: Check) -> str:
+    return _interval(check.estimate, 3) if check.estimate is not None else "–"
+
+
+def _interval(e: Estimate, digits: int = 2) -> str:
+    return f"{e.value:z.{digits}f} [{e.low:z.{digits}f}, {e.high:z.{digits}f}]" if e.measured else "–"
+
+
+def _clusters_table(found: RunClusters, telling: Sequence[Cluster]) -> Table:
+    table = _table(
+        f"Heatmaps by {found.method} at step {found.step}",
+        **{"class": _NAME, "cluster": _COUNT, "images": _COUNT, "accuracy": _WORD},
+        what_departs_from_the_class={"ratio": 2},
+        nearest_to_its_centre={"ratio": 2},
+    )
+    for cluster in telling:
+        shown = [str(contrast) for contrast in cluster.contrasts if contrast.shown]
+        table.add_row(
+            text(cluster.class_name),
+            str(cluster.number),
+            str(len(cluster.members)),
+            _interval(cluster.accuracy),
+            text("; ".join(shown) or "nothing beyond chance"),
+            text(", ".join(found.ids[i] for i in cluster.nearest)),
+        )
+    return table
+
+
+def _leading(audit: AuditSummary) -> tuple[Estimate, ...]:
+    """The headlines, and what leads the evidence of each finding."""
+    leading = [finding.evidence[0] for finding in audit.judgement.findings if finding.evidence]
+    return tuple(dict.fromkeys((*headlines(audit.estimates), *leading)))
+
+
+def _course_table(audits: Sequence[AuditSummary], leading: Sequence[Estimate]) -> Table:
+    """How each leading number came about: a bar for each audit, the first and the last value."""
+    shown = audits[-MOST_BARS:]
+    span = f"step {shown[0].step}" + (f" to {shown[-1].step}" if len(shown) > 1 else "")
+    left = f", the last {len(shown)} of {len(audits)} audits" if len(shown) < len(audits) else ""
+    table = _table(f"Over time: {span}{left}", what=_NAME, course=_WORD, first=_COUNT, last=_COUNT, n=_COUNT)
+    rows = [(e, _course(e, shown)) for e in leading[:MOST_ROWS]]
+    for e, values in rows:
+        # Bars of one metric share a scale from 0 on: what hardly moves must not look as if it did.
+        of_metric = [v for other, course in rows if other.metric == e.metric for v in course if v is not None]
+        bars = sparkline(values, min([0.0, *of_metric]), max([LEAST_SCALE, *of_metric]))
+        ago = f", {e.age} audit{'' if e.age == 1 else 's'} ago" if e.age else ""
+        first = next((f"{v:z.2f}" for v in values if v is not None), "–")
+        table.add_row(text(e.subject.replace("_", " ")), bars, first, _interval(e) + ago, str(e.n))
+    if len(leading) > MOST_ROWS:
+        table.caption = f"{MOST_ROWS} of {len(leading)}; the report has all."
+    return table
+
+
+def _course(e: Estimate, audits: Sequence[AuditSummary]) -> list[float | None]:
+    """The values of one estimate; one that is carried on from an earlier audit is the same measurement again."""
+    own = [next((x for x in audit.estimates if x.subject == e.subject), None) for audit in audits]
+    return [x.value if x is not None and x.measured and x.age == 0 else None for x in own]
+
+
+def _verdicts_table(found: Comparison) -> Table:
+    table = _table("Verdicts", about=_NAME, A=_WORD, B=_WORD, why_in_B={"ratio": 1})
+    for change in sorted(found.verdicts, key=lambda change: not change.changed):
+        words = [
+            text(f.verdict, _VERDICT_STYLES[f.verdict]) if f is not None else text("not judged")
+            for f in (change.before, change.after)
+        ]
+        after = change.after.sentence if change.after is not None else ""
+        name = text(f"{change.kind} {change.name}")
+        table.add_row(name, words[0], Text("→ " if change.changed else "  ") + words[1], text(after))
+    return table
+
+
+def _differences_table(rows: Sequence[Difference]) -> Table:
+    table = _table("Leading numbers", what={"ratio": 1}, A=_COUNT, B=_COUNT, difference=_COUNT, n=_COUNT, state=_WORD)
+    for d in rows:
+        c = d.change
+        difference = "–" if c.value is None else f"{c.value:+z.2f} [{c.low:+z.2f}, {c.high:+z.2f}]"
+        n = str(min(d.before.n, d.after.n)) + "*" if d.pairs is None else f"{d.pairs} "
+        style = {"changed": "bold", "uncertain": "", "open": "dim", "unknown": "yellow"}[d.state]
+        table.add_row(text(d.subject), _interval(d.before), _interval(d.after), difference, n, d.state, style=style)
+    return table
+
+
+def _print_samples(console: Console, run: Run, index: int, count: int) -> None:
+    """The samples whose heatmaps lie most on a spurious region, in rows as wide as the console."""
+    from PIL import Image
+
+    from bias_audit.overlays import most_looked, overlay
+
+    sheet, scores, classes = run.sheet(), run.scores(index), run.manifest.subjects.classes
+    worst = most_looked(scores, run.manifest.subjects.regions_with("spurious"), count)
+    if not worst:
+        console.print("No sample has a heatmap on a spurious region.")
+        return
+    console.print(text(f"Most of the heatmap on a spurious region ({scores.methods[0]}), left to right:"))
+    place = {name: i for i, name in enumerate(sheet.ids)}
+    # Half cells without colour would be a block of one shade.
+    drawable = not console.no_color
+    each_row = max(1, console.width // (PICTURE + 2))
+    for start in range(0, len(worst), each_row):
+        row = worst[start : start + each_row]
+        width = len(row) * (PICTURE + 2) - 2
+        strip = Image.new("RGB", (width * 8, PICTURE * 8))
+        for k, (i, _, _) in enumerate(row):
+            picture = Image.open(io.BytesIO(sheet.thumbnails[place[scores.ids[i]]])).convert("RGB")
+            drawn = overlay(picture, scores.maps[0, i].astype("float32"))
+            drawn.thumbnail((PICTURE * 8, PICTURE * 8))
+            strip.paste(drawn, (k * (PICTURE + 2) * 8, 0))
+        if drawable:
+            _print_picture(console, strip, width)
+        for k, (i, region, share) in enumerate(row, start + 1):
+            label, decided = scores.labels[i], scores.predictions[i]
+            said = classes[decided] if decided >= 0 else "nothing, its output is not finite"
+            told = f"{share:.2f} on {region}; {classes[label]}, decided {said}"
+            console.print(text(f"{k}. {scores.ids[i]}: {told}"))
+
+
+def _print_picture(console: Console, picture: Image, cells: int) -> None:
+    """A picture by the terminal's own graphics where it has some, else as coloured half cells."""
+    if console.is_terminal and sys.stdout.isatty():
+        try:
+            # Importing it asks the terminal what it can show.
+            from textual_image.renderable import Image as Drawn
+
+            console.print(Drawn(picture, width=cells, height="auto"))
+            return
+        except ImportError:
+            pass
+        except Exception:
+            # It divides by sizes that a terminal may well give as 0; half cells need none.
+            console.print()
+    small = picture.resize((cells, max(2, 2 * round(cells * picture.height / picture.width / 2))))
+    for y in range(0, small.height, 2):
+        line = Text()
+        for x in range(small.width):
+            upper, lower = (small.crop((x, at, x + 1, at + 1)).tobytes().hex() for at in (y, y + 1))
+            line.append("▀", style=f"#{upper} on #{lower}")
+        console.print(line, no_wrap=True, crop=True)

@@ -1,0 +1,90 @@
+"""Results in MLflow.
+
+Enters: Lightning's MLFlowLogger and each `AuditResult`. Leaves, in the logger's run: the scalars, per audit one picture
+of a fixed panel of samples and one of the worst, a tag that says how things stand, and at the end the run directory
+with its page as artifacts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import Any
+
+from bias_audit.callbacks.grids import grid
+from bias_audit.callbacks.sinks import Session, in_words, scalars
+from bias_audit.callbacks.wandb import PANEL, WORST, fixed_panel, worst
+from bias_audit.records import PREVIOUS, AuditResult
+from bias_audit.terminal import text
+
+# MLflow refuses a longer name of a metric. Longer tags it cuts, and more metrics it sends in parts.
+MOST_LETTERS = 250
+
+
+class MlflowSink:
+    """Writes to the run of `logger`; `name` is what a person calls it."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.name = "MLflow"
+
+    def start(self, session: Session) -> None:
+        """Make the run, if the logger has none yet, and choose the panel."""
+        self._session = session
+        self._panel = fixed_panel(session.sheet, PANEL)
+        _ = self._logger.run_id
+
+    def write(self, result: AuditResult) -> None:
+        """Log one audit's scalars, pictures and tag."""
+        session, run = self._session, self._logger.run_id
+        # What was not measured is left out: MLflow's page of a run does not open where a metric's last value is NaN.
+        measured = {metric_key(k): v for k, v in scalars(result, session.name).items() if math.isfinite(v)}
+        self._logger.log_metrics(measured, step=result.step)
+        subjects = session.manifest.subjects
+        chosen = {"panel": self._panel, "worst": worst(result.scores, subjects, WORST)}
+        for kind, indices in chosen.items():
+            if indices:
+                picture = grid(session, result.scores, indices)
+                self._logger.experiment.log_image(
+                    run, picture, key=metric_key(f"{session.name}/overlays/{kind}"), step=result.step
+                )
+        self._tag(in_words(result))
+
+    def fail(self, step: int, reason: str) -> None:
+        """Say in the tag that an audit could not be made."""
+        self._tag(f"step {step}: no audit, {reason}")
+
+    def end(self, error: str = "") -> None:
+        """Upload the run directory with its page."""
+        name, path = metric_key(self._session.name), self._session.path
+        for item in sorted(path.iterdir()):
+            if item.is_dir() and item.name != PREVIOUS:
+                self._logger.experiment.log_artifacts(self._logger.run_id, str(item), f"{name}/{item.name}")
+            elif item.is_file():
+                self._logger.experiment.log_artifact(self._logger.run_id, str(item), name)
+
+    def _tag(self, words: str) -> None:
+        key = metric_key(self._session.name)
+        self._logger.experiment.set_tag(self._logger.run_id, key, text(words).plain)
+
+
+def metric_key(name: str) -> str:
+    """A metric's name as MLflow takes it: one slash; where characters are lost, with a digest of the whole name.
+
+    A store of files cannot hold `a/b` beside `a/b/c`. Lightning's logger would drop the characters that MLflow does not
+    take, and two classes could become one.
+
+    Example:
+        >>> metric_key("bias_audit/accuracy/gender=female")
+        'bias_audit/accuracy.gender.female'
+        >>> metric_key("bias_audit/accuracy/nurse, trainee")
+        'bias_audit/accuracy.nurse_ trainee-32f0bfb9'
+    """
+    prefix, slash, rest = name.partition("/")
+    whole = prefix + slash + re.sub("[/=]", ".", rest)
+    key = re.sub("[^a-zA-Z0-9_/. -]", "_", whole)
+    if key == whole and len(key) <= MOST_LETTERS:
+        return key
+    digest = f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return key[: MOST_LETTERS - len(digest)] + digest
