@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 from pydantic import TypeAdapter
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Machine, this_machine, today
 from benchmarks.timing import Contender, Series, alternate, median_interval

@@ -25,16 +25,20 @@ def overlay(picture: Image.Image, heat: npt.NDArray[np.float32], opacity: float 
     """`heat` `(h, w)`, 0 to 1, over `picture`, enlarged by a whole factor to about SIDE pixels; no heat, no cover."""
     factor = max(1, round(SIDE / max(picture.size)))
     size = (picture.width * factor, picture.height * factor)
-    levels = np.asarray(Image.fromarray(np.clip(heat, 0, 1)).resize(size, Image.Resampling.BILINEAR))
-    base = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    cover = opacity * levels[..., None]
-    return Image.fromarray((base * (1 - cover) + heat_colours(levels) * cover).astype(np.uint8))
+    codes = np.rint(255 * np.clip(np.nan_to_num(heat), 0, 1)).astype(np.uint8)
+    levels = Image.fromarray(codes).resize(size, Image.Resampling.BILINEAR)
+    cover = levels.point([round(opacity * level) for level in range(256)])
+    levels.putpalette(_PALETTE)
+    return Image.composite(levels.convert("RGB"), picture.resize(size, Image.Resampling.BICUBIC), cover)
 
 
 def heat_colours(levels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """The colours `(h, w, 3)`, 0 to 255, of `levels` `(h, w)`, 0 to 1."""
     ends = np.linspace(0, 1, len(_STOPS))
     return np.stack([np.interp(levels, ends, _STOPS[:, channel]) for channel in range(3)], axis=-1)
+
+
+_PALETTE = np.rint(heat_colours(np.linspace(0, 1, 256)[None])).astype(np.uint8).tobytes()
 
 
 class Looked(NamedTuple):

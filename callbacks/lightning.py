@@ -25,7 +25,7 @@ from bias_audit.callbacks.page import ReportSink
 from bias_audit.callbacks.progress import ProgressBarSink, under_way
 from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, scalars
 from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.callbacks.wandb import WandbSink
+from bias_audit.callbacks.wandb_aside import WandbSink
 from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
@@ -429,7 +429,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         sinks += self._more_sinks
         run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
         if run is not None:
-            sinks.append(Background(WandbSink(run, own=bool(self._wandb))))
+            sinks.append(WandbSink(run, own=bool(self._wandb)))
         fan_out = FanOut(sinks, self.on_error)
         resumed, step = self._resume or (None, 0)
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
@@ -506,12 +506,16 @@ def _log_dir(trainer: Trainer) -> Path:
 
 def _sinks_of(logger: Any) -> list[Sink]:
     """Where one of the Trainer's loggers gets its results, by the name of its class: there are two packages of them."""
-    kinds = {base.__name__ for base in type(logger).__mro__}
+    kinds = _kinds(logger)
     if "MLFlowLogger" in kinds:
         return [Background(MlflowSink(logger))]
     if "TensorBoardLogger" in kinds:
         return [LoggerSink(logger), Background(TensorBoardSink(logger))]
     return [LoggerSink(logger)]
+
+
+def _kinds(logger: Any) -> set[str]:
+    return {base.__name__ for base in type(logger).__mro__}
 
 
 def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:
@@ -521,5 +525,5 @@ def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> An
 
         assert isinstance(options, Mapping)
         return wandb.init(**options)
-    loggers: list[Any] = [logger for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
+    loggers: list[Any] = [logger for logger in trainer.loggers if "WandbLogger" in _kinds(logger)]
     return loggers[0].experiment if loggers else None

@@ -10,11 +10,10 @@ In W&B's lineage the audits of a training stand beside its checkpoints, as outpu
 the state of the callback in a checkpoint names the audit's. A run that audits a checkpoint which it got by
 `use_artifact` has the checkpoint as its input and the audit as its output.
 
-The scalars that monitors know, `bias_audit/...`, come by the Trainer's logger, or for a run of the sink's own by the
-sink.
+The scalars that monitors know, `bias_audit/...`, come by the Trainer's logger; in any other run they are logged here.
 
-A `WandbSink` may write on another thread than the one that trains: it passes W&B no step, so that W&B puts the rows of
-all threads in one order, and it draws from no global random generator.
+A `WandbWriter` may write beside a training that logs to the same run: it passes W&B no step, so that W&B puts all rows
+in one order.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bias_audit.callbacks.overlays import overlay
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
 from bias_audit.history import onsets
+from bias_audit.overlays import overlay
 from bias_audit.records import (
     AUDITS,
     MANIFEST,
@@ -41,10 +40,8 @@ from bias_audit.records import (
     SAMPLES,
     AuditResult,
     AuditSummary,
-    RecordError,
     SampleScores,
     SampleSheet,
-    read_run,
     write_whole,
 )
 from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
@@ -70,12 +67,12 @@ LEVELS = {Verdict.CLEARED: 0, Verdict.INCONCLUSIVE: 1, Verdict.SUSPECTED: 2, Ver
 _LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_CAPTION = 63, 2000, 120
 
 
-class WandbSink:
+class WandbWriter:
     """Logs to `run`.
 
     Args:
         run: an open W&B run.
-        own: the run is the sink's: it logs the monitors' scalars too, and finishes the run at the end.
+        own: the run is not the Trainer's, so that nobody else logs the monitors' scalars.
         panel: how many samples the fixed panel shows, the same at every audit.
         worst: how many of the worst samples are shown.
         live: the audits are being made now; of past ones no alert is sent, and the page is sent at the end only.
@@ -85,7 +82,7 @@ class WandbSink:
 
     Example:
         >>> import wandb  # doctest: +SKIP
-        >>> BiasAuditCallback(audit_set, sinks=[WandbSink(wandb.init(), own=True)])  # doctest: +SKIP
+        >>> writer = WandbWriter(wandb.init(), own=True)  # doctest: +SKIP
     """
 
     def __init__(
@@ -110,8 +107,12 @@ class WandbSink:
         assert self._session is not None
         return self._session
 
-    def start(self, session: Session) -> None:
-        """Note what is audited in the run's config, and in the run directory where it is sent."""
+    def start(self, session: Session, before: Sequence[AuditSummary] = ()) -> None:
+        """Note what is audited in the run's config, and in the run directory where it is sent.
+
+        `before` are earlier audits of the same run: since when a model relies on a cue is told by them too.
+        """
+        self._audits = list(before)
         self._session, manifest = session, session.manifest
         self._keys = Keys(session.name, manifest.subjects)
         many = len(manifest.subjects.classes) > MOST_CLASSES
@@ -127,12 +128,6 @@ class WandbSink:
             "resumed_at_step": session.resumed_step if session.resumed_from else None,
         }
         self._run.config.update({session.name: facts}, allow_val_change=True)  # type: ignore[no-untyped-call]
-        if session.resumed_from is not None:
-            try:
-                # Since when a model relies on a cue is told by the audits before the interruption too.
-                self._audits = list(read_run(session.path).audits)
-            except RecordError:
-                self._audits = []
         if session.path.is_dir() and not self._run.disabled:
             write_whole(session.path / WHERE, where(self._run, session.name))
 
@@ -196,8 +191,6 @@ class WandbSink:
             elif item.is_file():
                 artifact.add_file(str(item), skip_cache=True)
         self._run.log_artifact(artifact, aliases=["latest", "final"])
-        if self._own:
-            self._run.finish(exit_code=1 if error else 0)
 
     def _doubt(self, reason: str) -> None:
         """What the last audit said is not the last word; a violation stays one."""

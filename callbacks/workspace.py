@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bias_audit.callbacks.sinks import Session
-from bias_audit.callbacks.wandb import LEVELS, MOST_CONFUSIONS, STEP, WHERE, WandbSink
+from bias_audit.callbacks.wandb import LEVELS, MOST_CONFUSIONS, STEP, WHERE, WandbWriter
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys, Series
 from bias_audit.policy import Policy
 from bias_audit.records import AuditResult, RecordError, Run, read_run
@@ -117,18 +117,17 @@ def send_run(run: Run, *, entity: str | None, project: str, name: str = "bias_au
     sheet = run.sheet()
     changed = run.changed()
     wandb_run = wandb.init(entity=entity or None, project=project, job_type="bias-audit", reinit="create_new")
-    error = "the run directory cannot be sent"
+    code = 1
     try:
-        sink = WandbSink(wandb_run, own=True, live=False)
+        sink = WandbWriter(wandb_run, own=True, live=False)
         sink.start(Session(name, run.path, run.manifest, sheet))
         for index, audit in enumerate(run.audits):
             its = changed if changed is not None and changed.step == audit.step else None
             sink.write(AuditResult(**vars(audit), scores=run.scores(index), changed=its))
         sink.end(run.failed)
-        error = ""
+        code = 1 if run.failed else 0
     finally:
-        if error:
-            wandb_run.finish(exit_code=1)
+        wandb_run.finish(exit_code=code)
     return wandb_run.id
 
 

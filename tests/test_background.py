@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from synthetic import make_run
 from training import audit_set, fit, trainer
 
 from bias_audit import AuditPlan, read_run
-from bias_audit.callbacks import Background, BiasAuditCallback, ReportSink, Session, WandbSink
+from bias_audit.callbacks import Background, BiasAuditCallback, ReportSink, Session
 from bias_audit.callbacks.sinks import FanOut
 from bias_audit.records import AuditResult, Run
 
@@ -143,21 +140,6 @@ def test_one_that_hangs_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPa
 def test_room_for_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Background(ReportSink(), most=0)
-
-
-def test_the_pictures_draw_from_no_global_generator(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    sink = WandbSink(wandb.init(dir=tmp_path, project="x"), own=True)
-    sink.start(session_of(run))
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    sink.write(result_of(run, 1))
-    sink.write(result_of(run, 2))
-    sink.fail(400, "no memory")
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    assert states[0] == after[0] and states[1] == after[1] and torch.equal(states[2], after[2])
-    wandb.teardown()
 
 
 class SlowOnPurpose(Slow):

@@ -814,7 +814,7 @@ def test_what_fails_the_correction_only_is_open_and_says_so() -> None:
 
 
 def test_what_a_better_measurement_stands_for_is_no_hypothesis() -> None:
-    """Beside the gap of aligned and conflicting images that of the groups is not asked, nor flips beside a swap's gap."""
+    """Beside the gap of aligned and conflicting images the groups' is not asked, nor flips beside a swap's gap."""
     clear = alignment(0.25, 0.13, 0.37)
     assert found((clear, *SWAPS["yes"], *TIES["yes"]))["gender"].verdict is RELIANCE
     alone = found((clear, *TIES["yes"]))["gender"]

@@ -102,7 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Trained:
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     # It takes most of the time of so short a training. The one that `trained` makes is uploaded.
-    monkeypatch.setattr("bias_audit.callbacks.page.ReportSink._ask", lambda sink, line="": None)
+    monkeypatch.setattr("bias_audit.callbacks.page.ReportSink.write", lambda sink, result: None)
     monkeypatch.setattr("bias_audit.callbacks.page.ReportSink.end", lambda sink, error="": None)
 
 

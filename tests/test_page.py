@@ -29,9 +29,9 @@ def sink(run: Run) -> Iterator[ReportSink]:
     sink = ReportSink()
     sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
     yield sink
-    if sink._process is not None:
-        sink._process.kill()
-        sink._process.wait()
+    if sink._aside._process is not None:
+        sink._aside._process.kill()
+        sink._aside._process.wait()
 
 
 def result_of(run: Run) -> AuditResult:
@@ -94,27 +94,27 @@ def test_what_it_cannot_draw_is_told(run: Run, sink: ReportSink) -> None:
 def test_what_failed_before_is_told_by_the_next_audit(run: Run, sink: ReportSink) -> None:
     (run.path / "samples.npz").unlink()
     sink.write(result_of(run))
-    assert sink._process is not None
-    sink._process.wait()
+    assert sink._aside._process is not None
+    sink._aside._process.wait()
     with pytest.raises(RuntimeError, match=r"samples\.npz"):
         sink.write(result_of(run))
 
 
 def test_one_that_is_killed_is_told(run: Run, sink: ReportSink) -> None:
     sink.write(result_of(run))
-    assert sink._process is not None
-    sink._process.kill()
-    sink._process.wait()
+    assert sink._aside._process is not None
+    sink._aside._process.kill()
+    sink._aside._process.wait()
     with pytest.raises(RuntimeError, match="was killed"):
         sink.write(result_of(run))
 
 
 def test_one_that_hangs_is_not_waited_for(run: Run, sink: ReportSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bias_audit.callbacks.page.PATIENCE_S", 0.1)
+    monkeypatch.setattr("bias_audit.callbacks.aside.PATIENCE_S", 0.1)
     sink.write(result_of(run))
-    assert sink._process is not None
-    os.kill(sink._process.pid, signal.SIGSTOP)
-    with pytest.raises(RuntimeError, match="not drawn within"):
+    assert sink._aside._process is not None
+    os.kill(sink._aside._process.pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="was not done 0 seconds after"):
         sink.end()
     assert followers(run.path) == []
 

@@ -58,7 +58,7 @@ class Screen(io.StringIO):
 @pytest.fixture(autouse=True)
 def _wide_terminal_and_no_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # The page takes most of the time of so short a training, and is another test's.
-    monkeypatch.setattr("bias_audit.callbacks.page.ReportSink._ask", lambda sink, line="": None)
+    monkeypatch.setattr("bias_audit.callbacks.page.ReportSink.write", lambda sink, result: None)
     monkeypatch.setattr("bias_audit.callbacks.page.ReportSink.end", lambda sink, error="": None)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")

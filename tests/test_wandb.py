@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 from synthetic import make_run
 from training import audit_set, fit, trainer
 
+import wandb
 from bias_audit import read_run
-from bias_audit.callbacks import Background, BiasAuditCallback, Session
+from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks import wandb as module
-from bias_audit.callbacks.wandb import WandbSink, fixed_panel, worst
+from bias_audit.callbacks.wandb import WandbWriter, fixed_panel, worst
 from bias_audit.callbacks.wandb_keys import Keys
 from bias_audit.gate import run_gate
 from bias_audit.records import AuditResult, Run, SampleScores
@@ -182,7 +183,7 @@ def logged(
     session = Session("bias_audit", run.path, run.manifest, run.sheet())
     path.mkdir(exist_ok=True)
     with offline_run(path) as own:
-        sink = WandbSink(own, own=True, **options)
+        sink = WandbWriter(own, own=True, **options)
         sink.start(session)
         for audit in audits:
             sink.write(audit)
@@ -449,7 +450,7 @@ def test_names_from_the_data_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_many_classes_and_pictures_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="worst must be from 0 to 108"):
-        WandbSink(None, worst=109)  # type: ignore[arg-type]
+        WandbWriter(None, worst=109)  # type: ignore[arg-type]
     classes = [f"class {i}" for i in range(30)]
     run = read_run(make_run(tmp_path / "run", audits=1, samples=60, classes=classes))
     records = logged(tmp_path / "logs", run, results(run), panel=2, worst=0)
@@ -467,15 +468,15 @@ def test_words_are_told_apart() -> None:
     assert keys.panel == "my_run_1_5_pictures/panel"
 
 
-def test_no_row_is_lost_when_both_threads_log(synthetic: Any, tmp_path: Path) -> None:
+def test_no_row_is_lost_when_both_processes_log(synthetic: Any, tmp_path: Path) -> None:
     _, run, audits, _ = synthetic
-    logger = WandbLogger(project="threads", save_dir=tmp_path, offline=True)
-    sink = Background(WandbSink(logger.experiment, panel=2, worst=2), most=100)
+    logger = WandbLogger(project="processes", save_dir=tmp_path, offline=True)
+    sink = WandbSink(logger.experiment, panel=2, worst=2)
     sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
     steps = range(400)
     for step in steps:
         if step % 100 == 0:
-            sink.write(replace(audits[step // 100], step=step))
+            sink.write(audits[step // 100])
         logger.log_metrics({"loss": step / 7}, step=step)
     sink.end()
     logger.experiment.finish()
@@ -484,7 +485,7 @@ def test_no_row_is_lost_when_both_threads_log(synthetic: Any, tmp_path: Path) ->
     rows = history(records)
     assert [(row["trainer/global_step"], row["loss"]) for row in rows if "loss" in row] == [(s, s / 7) for s in steps]
     ours = [row for row in rows if "bias_audit_1_verdict/violated_rules" in row]
-    assert [row["trainer/global_step"] for row in ours] == [0, 100, 200, 300]
+    assert [row["trainer/global_step"] for row in ours] == [audit.step for audit in audits[:4]]
     assert not any("loss" in row for row in ours)
     assert [row["_step"] for row in rows] == list(range(len(rows)))
 
@@ -498,7 +499,7 @@ def test_writing_draws_no_random_number(synthetic: Any, tmp_path: Path) -> None:
 
     with offline_run(tmp_path) as own:
         before = states()
-        sink = WandbSink(own, own=True)
+        sink = WandbWriter(own, own=True)
         sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
         for audit in audits:
             sink.write(audit)
@@ -513,10 +514,41 @@ def test_a_resumed_run_knows_since_when(synthetic: Any, tmp_path: Path) -> None:
     lines = (path / "audits.jsonl").read_bytes().splitlines(keepends=True)
     (path / "audits.jsonl").write_bytes(b"".join(lines[:3]))
     with offline_run(tmp_path) as own:
-        sink = WandbSink(own, panel=0, worst=0)
-        sink.start(Session("bias_audit", path, run.manifest, run.sheet(), path, 200))
+        sink = WandbWriter(own, panel=0, worst=0)
+        before = read_run(path).audits
+        sink.start(Session("bias_audit", path, run.manifest, run.sheet(), path, 200), before)
         sink.write(audits[3])
     assert summary(inspected(tmp_path))["bias_audit/since/hair"] == "step 100"
+
+
+def test_what_the_process_cannot_send_is_told(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=1))
+    with offline_run(tmp_path) as own:
+        sink = WandbSink(own)
+        sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
+        audit = results(run)[0]
+        (run.path / "samples.npz").unlink()
+        sink.write(audit)
+        with pytest.raises(RuntimeError, match=r"RecordError: .*samples\.npz"):
+            sink.end()
+
+
+def test_what_w_and_b_does_not_take_in_time_is_counted(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=1))
+    with offline_run(tmp_path) as own:
+        sink = WandbSink(own, panel=0, worst=0)
+        sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
+        audit = results(run)[0]
+        sink.write(audit)
+        assert sink._aside is not None and sink._aside._process is not None
+        os.kill(sink._aside._process.pid, signal.SIGSTOP)
+        for _ in range(3000):
+            sink.write(audit)
+        assert 1000 < sink._left_out < 3000
+        sink._aside._process.kill()
+        sink._aside._process.wait()
+        with pytest.raises(RuntimeError, match="was killed"):
+            sink.end()
 
 
 def test_a_disabled_run_is_no_place_to_look(tmp_path: Path) -> None:

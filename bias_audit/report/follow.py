@@ -1,12 +1,13 @@
 """Keep a run's page up to date from a process of its own, so that drawing it takes no time from the training.
 
-Run by `python -m bias_audit.report.follow RUN_DIR`. Enters: a line on standard input for each audit, and `end` when
-there will be no more. Leaves: `report.html`, drawn anew for the newest of the lines that wait, and once at the end. An
-error ends it with one line on standard error and exit code 2.
+Run by `python -m bias_audit.report.follow RUN_DIR`. Enters: a message on standard input for each audit, and `end` when
+there will be no more, as lines of JSON. Leaves: `report.html`, drawn anew for the newest of the messages that wait, and
+once at the end. An error ends it with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ def follow(path: str) -> None:
 
     def read() -> None:
         for line in sys.stdin:
-            if line.strip() == END:
+            if json.loads(line)[0] == END:
                 break
             wanted.set()
         over.set()
