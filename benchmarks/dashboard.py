@@ -181,6 +181,7 @@ def stalls(path: Path, images: int, audits: int, overlays: int, *, background: b
         # Lightning's advice on loaders, and the violation that this model earns.
         warnings.simplefilter("ignore", UserWarning)
         trainer.fit(Net(), loader)
+    wandb_logger.experiment.finish()
     wandb.teardown()
     return tuple(1000 * seconds for seconds in audit.stalls)
 

@@ -23,7 +23,7 @@ from bias_audit.callbacks.background import Background
 from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.callbacks.page import ReportSink
 from bias_audit.callbacks.progress import ProgressBarSink, under_way
-from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, scalars
+from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, monitored
 from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.callbacks.wandb_aside import WandbSink
 from bias_audit.data.samples import AuditDataset
@@ -405,16 +405,16 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def _hand_over(self, trainer: Trainer, pl_module: LightningModule, result: AuditResult) -> None:
         # One set of numbers for all ranks: devices may round differently, and monitors must decide alike.
-        numbers: dict[str, float] = trainer.strategy.broadcast(scalars(result, self.name))
-        if self._sinks is not None:
-            # A sink may draw random numbers, for the name of a file, say.
-            with preserved_rng():
-                self._sinks.write(result)
+        numbers: dict[str, float] = trainer.strategy.broadcast(monitored(result, self.name, _asked_for(trainer)))
         on_step = result.trigger in ("step", "time")
         if result.trigger not in ("reference", "end"):
             for key, number in numbers.items():
                 # Not to the loggers, which have it: Lightning would emit the value again at every later step.
                 pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
+        if self._sinks is not None:
+            # A sink may draw random numbers, for the name of a file, say.
+            with preserved_rng():
+                self._sinks.write(result)
 
     def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
         assert self.run_dir is not None
@@ -430,6 +430,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
         if run is not None:
             sinks.append(WandbSink(run, own=bool(self._wandb)))
+        # What works on a thread takes the interpreter from those after it.
+        sinks.sort(key=lambda sink: isinstance(sink, Background))
         fan_out = FanOut(sinks, self.on_error)
         resumed, step = self._resume or (None, 0)
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
@@ -492,6 +494,14 @@ def _validated(trainer: Trainer) -> AuditDataset:
             f"{kinds}: make one with DataLoader(audit_set, collate_fn=AuditBatch.collate), or give the callback the set"
         )
     return next(iter(found.values()))
+
+
+def _asked_for(trainer: Trainer) -> list[str]:
+    """What the callbacks and schedulers say of the numbers they need: monitors, and patterns of file names."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    said = [getattr(c, name, None) for c in callbacks for name in ("monitor", "filename")]
+    said += [config.monitor for config in trainer.lr_scheduler_configs]
+    return [text for text in said if isinstance(text, str)]
 
 
 def _log_dir(trainer: Trainer) -> Path:

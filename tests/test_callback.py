@@ -165,6 +165,28 @@ def test_monitors_see_the_scalars(tmp_path: Path) -> None:
     shares = [a.estimate("energy_share", region="hair", method="gradcam").value for a in audits[1:]]
     assert checkpoint.best_model_score.item() == pytest.approx(min(shares))
     assert run.callback_metrics["bias_audit/violations"] == 0
+    # The headlines are there unasked; what nobody asks for costs time.
+    assert {"bias_audit/accuracy", "bias_audit/enrichment/hair"} <= {*run.callback_metrics}
+    assert "bias_audit/energy_share/face/nurse" not in run.callback_metrics
+
+
+def test_a_file_name_and_a_scheduler_get_the_number_they_name(tmp_path: Path) -> None:
+    key = "bias_audit/energy_share/face/nurse"
+    checkpoint = ModelCheckpoint(tmp_path / "best", filename=f"{{{key}:.4f}}", auto_insert_metric_name=False)
+
+    class Scheduled(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=1e-3)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e6)
+            monitor = "bias_audit/pointing_game/hair/hirescam"
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
+
+    run = trainer(tmp_path, callback(tmp_path), checkpoint, enable_checkpointing=True)
+    fit(run, Scheduled)
+    last = read_run(tmp_path / "run").audits[-1]
+    share = last.estimate("energy_share", region="face", class_name="nurse", method="gradcam")
+    assert f"{share.value:.4f}" in checkpoint.best_model_path
+    assert run.optimizers[0].param_groups[0]["lr"] < 1e-3
 
 
 def test_loggers_get_each_audit_once(tmp_path: Path) -> None:
