@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test test-all lint types examples bench power wheel clean
+.PHONY: demo test test-all lint types examples bench dashboard screenshots power wheel clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# Not live.py: the tests run it.
 examples: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/coco_people.py
@@ -49,6 +50,14 @@ examples: $(INSTALLED)
 # Time and memory beside other packages, into benchmarks/results/. It wants an idle machine.
 bench: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# How long an audit's pictures and page hold up a training, and how large the page gets.
+dashboard: $(INSTALLED)
+	$(BIN)/python -m benchmarks.dashboard
+
+# Pictures for the README: train, then look at the page.
+screenshots: demo
+	$(BIN)/python docs/screenshot.py demo/biased
 
 # Whether the audit finds the cues that are used, and only those: 400 networks, an hour on two cores.
 power: $(INSTALLED)

@@ -1,6 +1,6 @@
 """Pictures of a run's page for the README, as a browser shows it.
 
-python examples/live.py && python docs/screenshot.py runs/live
+make screenshots
 
 Enters: a run directory with its `report.html`. Leaves: `docs/page.png`, the first screen, and `docs/replay.jpg`,
 some of the samples with their heatmaps in the middle of the training.

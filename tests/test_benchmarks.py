@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import benchmarks.contenders
-from benchmarks import peers
+from benchmarks import dashboard, peers
 from benchmarks.__main__ import main
 from benchmarks.contenders import (
     AFTERWARDS,
@@ -417,3 +418,17 @@ def test_a_tiny_run_writes_table_plot_and_timings_and_can_be_redrawn(tmp_path: P
     image.unlink()
     assert main(["--redraw", str(data)]) == results
     assert page.read_text() == text and image.read_bytes().startswith(PNG)
+
+
+def test_the_dashboards_are_measured_on_a_real_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--images", "12", "--audits", "2", "--foreground-audits", "1", "--overlays", "5"]
+    measured = dashboard.main([*options, "--out", str(tmp_path / "out")])
+    # One more audit than asked for: the last carries evidence on, so training ends with one.
+    assert len(measured.background) == measured.audits == 3 and len(measured.foreground) == 1
+    assert all(0 < stall < 60_000 for stall in (*measured.background, *measured.foreground))
+    assert (measured.page_samples, measured.page_audits) == (12, 3) and measured.page_bytes > 100_000
+    (page,) = (tmp_path / "out").glob("dashboard-*.md")
+    assert f"{measured.page_bytes:,} bytes" in page.read_text() and "| 3 | at most 50 ms |" in page.read_text()
+    (raw,) = (tmp_path / "out").glob("dashboard-*.json")
+    assert json.loads(raw.read_text())["page_bytes"] == measured.page_bytes

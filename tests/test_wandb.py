@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 from synthetic import make_run
 from training import audit_set, fit, trainer
 
-import wandb
 from bias_audit import read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks import wandb as module
