@@ -409,13 +409,14 @@ class RunDirectory:
     def _append_line(self, line: _Line) -> None:
         body = json.loads(_LINE.dump_json(line, exclude_defaults=True))
         body["previous"] = self._last_sha256
-        digest = _sha256(_canonical(body))
-        text = json.dumps({"body": body, "sha256": digest}, separators=(",", ":"), allow_nan=False)
+        canonical = _canonical(body, allow_nan=False)
+        digest = _sha256(canonical)
+        text = b'{"body":%b,"sha256":"%b"}' % (canonical, digest.encode())
         path = self.path / AUDITS
         size = path.stat().st_size
         try:
             with path.open("ab") as file:
-                file.write(text.encode() + b"\n")
+                file.write(text + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
@@ -671,8 +672,8 @@ def _write_manifest(path: Path, manifest: Manifest) -> None:
     write_whole(path / MANIFEST, text.encode() + b"\n")
 
 
-def _canonical(body: Any) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+def _canonical(body: Any, allow_nan: bool = True) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan).encode()
 
 
 def _sha256(content: bytes) -> str:
