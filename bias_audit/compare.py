@@ -82,7 +82,8 @@ class Difference:
 
     `pairs` is the number of images that both measured and `change` is of, None where it is made from the two intervals.
     `state` is "changed" where it stands after Holm's correction for all differences, "uncertain" where the interval
-    excludes 0 and no more, "open" where it does not, "unknown" where one of the two was not measured.
+    excludes 0 and no more, "open" where it does not or where there are too few images, "unknown" where one of the two
+    was not measured.
     """
 
     before: Estimate
@@ -120,6 +121,8 @@ class Comparison:
 
     def __str__(self) -> str:
         changed, uncertain = len(self.of("changed")), len(self.of("uncertain"))
+        if not self.tested:
+            return "No difference rests on as many images as the policies ask for, so nothing is shown to have changed."
         false = ": the chance that any of them is false is below 5 %" if changed else ""
         return (
             f"Of {self.tested} differences {changed or 'none'} stand{'' if changed > 1 else 's'} after Holm's "
@@ -131,11 +134,11 @@ class Comparison:
 def compare_runs(a: Run, b: Run) -> Comparison:
     """What changed from run A to run B, each at its last audit of a trained model.
 
-    An image counts as the same where the data's fingerprints are equal, or where its id, its label and its thumbnail
-    are. Shares, enrichment, hits, accuracy and what a removal does are then compared image by image, drawn with
-    replacement within class x attribute value as the audit does. This is done for an estimate that at least half of its
-    images are shared for. All other differences are made from the two intervals, as if the images were others, which
-    makes them rather too wide where they are the same.
+    An image counts as the same where the data's fingerprints are equal, or where its id, label, attributes and
+    thumbnail are. Shares, enrichment, hits, accuracy and what a removal does are then compared image by image,
+    drawn with replacement within class x attribute value as the audit does. This is done for an estimate that at
+    least half of its images are shared for. All other differences are made from the two intervals, as if the images
+    were others, which makes them rather too wide where they are the same.
 
     Differences of fewer images than either policy's `min_samples` are given, and never count as changed.
 
@@ -185,6 +188,8 @@ def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_d
     if same_data:
         return sheet_a.ids
     names_a, names_b = (side.run.manifest.subjects.classes for side in (a, b))
+    columns_a, columns_b = ([name for name, _ in side.run.manifest.subjects.attributes] for side in (a, b))
+    both = [(columns_a.index(name), columns_b.index(name)) for name in columns_a if name in columns_b]
     place = {name: i for i, name in enumerate(sheet_b.ids)}
     return tuple(
         name
@@ -192,6 +197,8 @@ def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_d
         if name in place
         and names_a[sheet_a.labels[i]] == names_b[sheet_b.labels[place[name]]]
         and sheet_a.thumbnails[i] == sheet_b.thumbnails[place[name]]
+        # The estimates of a group would else be of other images.
+        and all(sheet_a.attributes[i, k] == sheet_b.attributes[place[name], m] for k, m in both)
     )
 
 
@@ -326,9 +333,10 @@ def _numbers(e: Estimate) -> tuple[float, float, float]:
 def _corrected(found: Sequence[Difference], least: int) -> tuple[tuple[Difference, ...], int]:
     """The differences with their state, and how many were corrected together."""
     tested = [i for i, d in enumerate(found) if d.state != "unknown" and _count(d) >= least]
+    beyond = {i for i in tested if found[i].change.direction in ("up", "down")}
     stands = {i for i, p in zip(tested, holm([_p(found[i].change) for i in tested]), strict=True) if p < 0.05}
     states = tuple(
-        replace(d, state="changed" if i in stands else "uncertain" if d.change.direction in ("up", "down") else d.state)
+        replace(d, state="changed" if i in stands else "uncertain" if i in beyond else d.state)
         for i, d in enumerate(found)
     )
     return states, len(tested)

@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bias_audit.records import SampleScores
+from bias_audit.records import SampleScores, SampleSheet
+from bias_audit.terms import Subjects
 
 SIDE = 256
+# How many samples a dashboard shows of each kind.
+PANEL = WORST = 8
 # Black through violet and orange to pale yellow, lightness rising evenly: readable in grey and without red and green.
 _STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]])
 
@@ -61,3 +64,29 @@ def most_looked(scores: SampleScores, regions: Sequence[str], count: int) -> lis
     order = np.argsort(-shares.max(axis=1), kind="stable")[:count]
     found = [Looked(int(i), regions[int(shares[i].argmax())], float(shares[i].max())) for i in order]
     return [looked for looked in found if looked.share > 0]
+
+
+def fixed_panel(sheet: SampleSheet, count: int) -> list[int]:
+    """The same `count` samples at every audit: in turn one from each label x attributes cell."""
+    seen: dict[tuple[str, ...], int] = {}
+    turns = []
+    for index, (label, values) in enumerate(zip(sheet.labels, sheet.attributes, strict=True)):
+        cell = (str(label), *map(str, values))
+        turns.append((seen.setdefault(cell, 0), cell, index))
+        seen[cell] += 1
+    return [index for _, _, index in sorted(turns)[:count]]
+
+
+def worst(scores: SampleScores, subjects: Subjects, count: int) -> list[int]:
+    """The samples with the most energy on spurious regions; with the least on objects where nothing is spurious.
+
+    Those without a score come in neither.
+    """
+    names, direction = subjects.regions_with("spurious"), 1
+    if not names:
+        names, direction = subjects.regions_with("object"), -1
+    if not names:
+        return []
+    shares = np.array([scores.of("energy_share", scores.methods[0], name) for name in names])
+    order = np.argsort(-direction * np.nansum(shares, axis=0), kind="stable")
+    return [int(i) for i in order if np.isfinite(shares[:, i]).any()][:count]

@@ -313,7 +313,7 @@ def _print_samples(console: Console, run: Run, index: int, count: int) -> None:
 
     from bias_audit.overlays import most_looked, overlay
 
-    sheet, scores, classes = run.sheet(), run.scores(index), run.manifest.subjects.classes
+    sheet, scores, subjects = run.sheet(), run.scores(index), run.manifest.subjects
     worst = most_looked(scores, run.manifest.subjects.regions_with("spurious"), count)
     if not worst:
         console.print("No sample has a heatmap on a spurious region.")
@@ -336,8 +336,8 @@ def _print_samples(console: Console, run: Run, index: int, count: int) -> None:
             _print_picture(console, strip, width)
         for k, (i, region, share) in enumerate(row, start + 1):
             label, decided = scores.labels[i], scores.predictions[i]
-            said = classes[decided] if decided >= 0 else "nothing, its output is not finite"
-            told = f"{share:.2f} on {region}; {classes[label]}, decided {said}"
+            said = f"{subjects.class_name(int(label))}, decided {subjects.class_name(int(decided))}"
+            told = f"{share:.2f} on {region}; {said}"
             console.print(text(f"{k}. {scores.ids[i]}: {told}"))
 
 

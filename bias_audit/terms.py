@@ -191,6 +191,17 @@ class Subjects:
         """Names of the regions in `role`."""
         return tuple(name for name, its_role in self.regions if its_role == role)
 
+    def class_name(self, index: int) -> str:
+        """What a decision for class `index` is called; a model may have more outputs than the audit set has classes.
+
+        Example:
+            >>> [Subjects((), (), ("doctor", "nurse")).class_name(index) for index in (1, 7, -1)]
+            ['nurse', 'class 7', 'not finite']
+        """
+        if index < 0:
+            return "not finite"
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
     def values_of(self, attribute: str) -> tuple[str, ...]:
         """The values that `attribute` takes in the audit set."""
         return dict(self.attributes)[attribute]

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +22,9 @@ import bias_audit
 
 # What hangs, such as a network, must not keep a training that is over from ending.
 PATIENCE_S = 120.0
-# What is written at once must fit the pipe whole or not at all.
-_LONGEST = 1000
+# What is written at once goes into the pipe whole or not at all if it has at most 4096 bytes; JSON takes up to twelve
+# for a character.
+_LONGEST = 300
 
 
 class Aside:
@@ -84,15 +86,19 @@ class Aside:
 
     def _begin(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        # The package may be found by what this process did to its path; the training's directory is not searched.
-        found = [str(Path(bias_audit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        surroundings = {"PYTHONPATH": os.pathsep.join(filter(None, found)), "OMP_NUM_THREADS": "1"}
+        surroundings = {"OMP_NUM_THREADS": "1"}
+        # Where the package is not installed, it was found by what this process did to its path.
+        home = str(Path(bias_audit.__file__).parents[1])
+        if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+            surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             env=os.environ | surroundings,
+            # Ctrl-C is the training's, which then says that it is over.
+            start_new_session=True,
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

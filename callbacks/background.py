@@ -71,8 +71,7 @@ class Background:
         self._put(lambda: self.sink.end(error), last=True)
         assert self._thread is not None
         self._thread.join(PATIENCE_S)
-        late, self._thread = self._thread.is_alive(), None
-        if late:
+        if self._thread.is_alive():
             self._warn(f"is not done {PATIENCE_S:.0f} seconds after training; it is not waited for any longer")
         if self._left_out:
             self._warn(f"is slower than the audits: {self._left_out} of them are not in it; the run directory has all")
@@ -88,7 +87,7 @@ class Background:
             self._waiting.append((call, may_go))
             self._ending = last
             self._more.notify()
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             # A daemon: who kills a training does not wait for its pictures.
             self._thread = threading.Thread(target=self._work, name=f"bias-audit: {self.name}", daemon=True)
             self._thread.start()

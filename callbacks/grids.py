@@ -16,7 +16,6 @@ from bias_audit.callbacks.sinks import Session
 from bias_audit.overlays import overlay
 from bias_audit.records import SampleScores
 from bias_audit.terminal import text
-from bias_audit.terms import Subjects
 
 COLUMNS = 4
 # A picture of eight takes about 0.3 MB as PNG: event files hold two of them per audit.
@@ -57,16 +56,10 @@ def listing(session: Session, scores: SampleScores, indices: Sequence[int]) -> l
     return [", ".join(_caption(session, scores, index, k)) for k, index in enumerate(indices, 1)]
 
 
-def _class(subjects: Subjects, index: np.int64) -> str:
-    if index < 0:
-        return "not finite"
-    return subjects.classes[index] if index < len(subjects.classes) else str(index)
-
-
 def _caption(session: Session, scores: SampleScores, index: int, number: int) -> list[str]:
     subjects, label, decision = session.manifest.subjects, scores.labels[index], scores.predictions[index]
-    lines = [f"{number}. {session.sheet.ids[index]}", _class(subjects, label)]
-    return lines if label == decision else [*lines, f"predicted {_class(subjects, decision)}"]
+    lines = [f"{number}. {session.sheet.ids[index]}", subjects.class_name(int(label))]
+    return lines if label == decision else [*lines, f"predicted {subjects.class_name(int(decision))}"]
 
 
 def _fitting(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -332,7 +332,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         The records are opened before anything is measured: from now on an earlier run in the same place is no evidence
         of this one, even if training breaks off before its first audit.
         """
-        self.run_dir = self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name
+        # Whole, because a training may change its working directory.
+        self.run_dir = (self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name).absolute()
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = None
@@ -427,7 +428,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if trainer.progress_bar_callback is not None:
             sinks.append(ProgressBarSink(trainer.progress_bar_callback))
         sinks += self._more_sinks
-        run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
+        run = None
+        try:
+            run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            warnings.warn(f"bias-audit: no W&B run, training goes on without: {error}", RuntimeWarning, stacklevel=2)
         if run is not None:
             sinks.append(WandbSink(run, own=bool(self._wandb)))
         # What works on a thread takes the interpreter from those after it.

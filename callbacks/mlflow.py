@@ -14,7 +14,7 @@ from typing import Any
 
 from bias_audit.callbacks.grids import grid
 from bias_audit.callbacks.sinks import Session, in_words, scalars
-from bias_audit.callbacks.wandb import PANEL, WORST, fixed_panel, worst
+from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
 from bias_audit.records import PREVIOUS, AuditResult
 from bias_audit.terminal import text
 

@@ -12,7 +12,10 @@ from bias_audit.report.follow import END
 
 
 class ReportSink:
-    """Keeps `report.html` up to date; it follows an audit within seconds, and is complete when training has ended."""
+    """Keeps `report.html` up to date; it follows an audit within seconds, and is complete when training has ended.
+
+    It shows what the run directory records: without records there is no page.
+    """
 
     def start(self, session: Session) -> None:
         """Remember where."""

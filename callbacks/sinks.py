@@ -117,21 +117,28 @@ class FanOut:
     def __init__(self, sinks: Sequence[Sink], on_error: str) -> None:
         self._sinks = list(sinks)
         self._on_error = on_error
+        self._open = False
 
     def start(self, session: Session) -> None:
         """Start every sink."""
+        self._open = True
         self._each(lambda sink: sink.start(session), set_up=True)
 
     def write(self, result: AuditResult) -> None:
         """Give every sink the result."""
+        self._open = True
         self._each(lambda sink: sink.write(result))
 
     def fail(self, step: int, reason: str) -> None:
         """Tell every sink that an audit could not be made."""
+        self._open = True
         self._each(lambda sink: sink.fail(step, reason))
 
     def end(self, error: str = "") -> None:
-        """End every sink."""
+        """End every sink; nothing where nothing has come since the last end, as in a stage that audits nothing."""
+        if not self._open:
+            return
+        self._open = False
         self._each(lambda sink: sink.end(error))
 
     def _each(self, call: Callable[[Sink], None], set_up: bool = False) -> None:
@@ -176,11 +183,14 @@ def scalars(result: AuditResult, name: str) -> dict[str, float]:
 
 
 def monitored(result: AuditResult, name: str, asked: Sequence[str]) -> dict[str, float]:
-    """Of `scalars` those that monitors get: the headlines, and every one whose name is in one of the texts `asked`.
+    """Of `scalars` those that monitors get: headlines, regions' shares, and whatever one of the texts `asked` names.
 
     Lightning takes a third of a millisecond for each, and there are hundreds.
     """
-    kept = {f"{name}/violations", *(_key(e, name) for e in result.estimates if is_headline(e))}
+    kept = {f"{name}/violations"}
+    for e in result.estimates:
+        if is_headline(e) or (e.metric == "energy_share" and e.class_name is None and e.group is None):
+            kept.add(_key(e, name))
     every = scalars(result, name)
     return {key: value for key, value in every.items() if key in kept or any(key in text for text in asked)}
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from PIL import Image
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
 from bias_audit.history import onsets
-from bias_audit.overlays import overlay
+from bias_audit.overlays import PANEL, WORST, fixed_panel, overlay, worst
 from bias_audit.records import (
     AUDITS,
     MANIFEST,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 STEP = "trainer/global_step"
 # Where in the run directory it is said which W&B run has it.
 WHERE = "wandb.json"
-PANEL = WORST = 8
 # W&B shows so many pictures of one key and step, and drops the others.
 MOST_PICTURES = 108
 MOST_ROWS = 1000
@@ -113,6 +113,8 @@ class WandbWriter:
         `before` are earlier audits of the same run: since when a model relies on a cue is told by them too.
         """
         self._audits = list(before)
+        # What was told before this process began is not told again.
+        self._told = {check.subject for check in before[-1].judgement.violations} if before else set()
         self._session, manifest = session, session.manifest
         self._keys = Keys(session.name, manifest.subjects)
         many = len(manifest.subjects.classes) > MOST_CLASSES
@@ -133,7 +135,6 @@ class WandbWriter:
 
     def write(self, result: AuditResult) -> None:
         """Log one audit."""
-        import wandb
 
         keys, sheet, scores = self._keys, self.session.sheet, result.scores
         subjects = self.session.manifest.subjects
@@ -156,7 +157,7 @@ class WandbWriter:
         page = self.session.path / "report.html"
         if self._live and len(self._audits) > self._page_due and page.exists():
             self._page_due = len(self._audits) - 1 + PAGE_EVERY
-            logged[keys.page] = wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)
+            logged[keys.page] = _page(page)
         if self._own:
             logged |= scalars(result, self.session.name)
             self._order_by_step(logged)
@@ -182,8 +183,7 @@ class WandbWriter:
         path = self.session.path
         page = path / "report.html"
         if page.exists():
-            html = wandb.Html(page.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)
-            self._run.log({self._keys.page: html})
+            self._run.log({self._keys.page: _page(page)})
         artifact = wandb.Artifact(self._artifact_name, type="bias-audit", metadata=self._metadata(error))
         for item in sorted(path.iterdir()):
             if item.is_dir() and item.name != PREVIOUS:
@@ -293,6 +293,15 @@ class WandbWriter:
         self._run.log_artifact(artifact, aliases=["latest", f"step-{result.step}"])
 
 
+def _page(path: Path) -> wandb.Html:
+    """The page as it is now: a copy in W&B does not change, so it neither reloads itself nor says that it does."""
+    import wandb
+
+    html = path.read_text(encoding="utf-8").replace(" data-live>", ">", 1)
+    html = re.sub(r'<p class="note" id="live">.*?</p>', "", html, count=1)
+    return wandb.Html(html, inject=False, data_is_not_path=True)
+
+
 def where(run: wandb.Run, name: str) -> bytes:
     """Which W&B run an audit is sent to, for `bias-audit dashboard push`."""
     facts = {"entity": run.entity, "project": run.project, "id": run.id, "offline": run.offline, "name": name}
@@ -317,28 +326,6 @@ def _records_until(path: Path, result: AuditResult) -> tuple[bytes, tuple[str, .
     return b"", ()
 
 
-def fixed_panel(sheet: SampleSheet, count: int) -> list[int]:
-    """The same `count` samples at every audit: in turn one from each label x attributes cell."""
-    seen: dict[tuple[str, ...], int] = {}
-    turns = []
-    for index, (label, values) in enumerate(zip(sheet.labels, sheet.attributes, strict=True)):
-        cell = (str(label), *map(str, values))
-        turns.append((seen.setdefault(cell, 0), cell, index))
-        seen[cell] += 1
-    return [index for _, _, index in sorted(turns)[:count]]
-
-
-def worst(scores: SampleScores, subjects: Subjects, count: int) -> list[int]:
-    """The samples with the most energy on spurious regions; with the least on objects where nothing is spurious."""
-    names, direction = subjects.regions_with("spurious"), 1
-    if not names:
-        names, direction = subjects.regions_with("object"), -1
-    if not names:
-        return []
-    total = np.nansum([scores.of("energy_share", scores.methods[0], name) for name in names], axis=0)
-    return [int(i) for i in np.argsort(-direction * total, kind="stable")[:count]]
-
-
 def _picture(scores: SampleScores, sheet: SampleSheet, subjects: Subjects, index: int) -> wandb.Image:
     import wandb
 
@@ -346,9 +333,9 @@ def _picture(scores: SampleScores, sheet: SampleSheet, subjects: Subjects, index
     heat = np.nan_to_num(scores.maps[0, index].astype(np.float32))
     picture = overlay(thumbnail, heat)
     factor = picture.width // thumbnail.width
-    caption = f"{_short(sheet.ids[index], _LONGEST_CAPTION)}: {_class(subjects, scores.labels[index])}"
+    caption = f"{_short(sheet.ids[index], _LONGEST_CAPTION)}: {subjects.class_name(int(scores.labels[index]))}"
     if scores.labels[index] != scores.predictions[index]:
-        caption += f", predicted {_class(subjects, scores.predictions[index])}"
+        caption += f", predicted {subjects.class_name(int(scores.predictions[index]))}"
     if not heat.any():
         caption += ", no heat"
     masks = {
@@ -457,8 +444,8 @@ def _table(
     rows = [
         [
             sheet.ids[i],
-            _class(subjects, scores.labels[i]),
-            _class(subjects, scores.predictions[i]),
+            subjects.class_name(int(scores.labels[i])),
+            subjects.class_name(int(scores.predictions[i])),
             bool(scores.correct[i]),
             _number(scores.margin[i]),
             *(str(v) or None for v in sheet.attributes[i]),
@@ -473,12 +460,6 @@ def _other(name: str, names: Sequence[str | int]) -> str:
     while name in names:
         name += " "
     return name
-
-
-def _class(subjects: Subjects, index: np.int64) -> str:
-    if index < 0:
-        return "not finite"
-    return subjects.classes[index] if index < len(subjects.classes) else str(index)
 
 
 def _number(x: np.float32) -> float | None:

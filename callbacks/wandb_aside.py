@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bias_audit.callbacks.aside import Aside
 from bias_audit.callbacks.sinks import Session
-from bias_audit.callbacks.wandb import PANEL, WORST, WandbWriter
-from bias_audit.records import AuditResult, Run, read_run
+from bias_audit.callbacks.wandb import WandbWriter
+from bias_audit.overlays import PANEL, WORST
+from bias_audit.records import AuditResult, RecordError, Run, read_run
 
 if TYPE_CHECKING:
     import wandb
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 class WandbSink:
     """Sends what the run directory records to `run`; see `WandbWriter` for what that is.
+
+    What cannot be recorded is not sent: only the scalars, which the Trainer's logger sends, do without.
 
     Args:
         run: an open W&B run, on line or off.
@@ -48,9 +50,11 @@ class WandbSink:
         self._run, self._own, self._counts = run, own, {"panel": panel, "worst": worst}
         self._aside: Aside | None = None
         self._left_out = 0
+        self._finished = False
 
     def start(self, session: Session) -> None:
         """Remember where; a disabled run is sent nothing."""
+        self._session = session
         if self._run.disabled:
             return
         resumed = session.resumed_step if session.resumed_from is not None else None
@@ -60,11 +64,13 @@ class WandbSink:
 
     def write(self, result: AuditResult) -> None:
         """Have the audit sent."""
+        self._reopen()
         if self._aside is not None and not self._aside.tell("write", result.created, result.step, result.trigger):
             self._left_out += 1
 
     def fail(self, step: int, reason: str) -> None:
         """Have it said that an audit could not be made."""
+        self._reopen()
         if self._aside is not None:
             self._aside.tell("fail", step, reason)
 
@@ -76,6 +82,7 @@ class WandbSink:
         finally:
             if self._own:
                 self._run.finish(exit_code=1 if error else 0)
+                self._finished = True
         if self._left_out:
             warnings.warn(
                 f"bias-audit: W&B is slower than the audits: {self._left_out} of them were not sent; the run directory "
@@ -84,6 +91,25 @@ class WandbSink:
                 stacklevel=2,
             )
             self._left_out = 0
+
+    def _reopen(self) -> None:
+        """Go on with a run of the sink's own that was finished: the same Trainer fits, and then it tests."""
+        if not self._finished:
+            return
+        import wandb
+
+        before = self._run
+        mode: Literal["offline", "online"] = "offline" if before.offline else "online"
+        self._run = wandb.init(
+            id=before.id,
+            entity=before.entity or None,
+            project=before.project,
+            dir=before.settings.root_dir,
+            mode=mode,
+            resume="allow",
+        )
+        self._finished = False
+        self.start(self._session)
 
 
 def follow(path: Path, options: dict[str, Any], lines: Iterable[str]) -> None:
@@ -123,12 +149,14 @@ def follow(path: Path, options: dict[str, Any], lines: Iterable[str]) -> None:
 
 def _named(run: Run, what: list[Any]) -> int:
     """The place of the audit that a message names."""
-    return max(i for i, audit in enumerate(run.audits) if [audit.created, audit.step, audit.trigger] == what)
+    found = [i for i, audit in enumerate(run.audits) if [audit.created, audit.step, audit.trigger] == what]
+    if not found:
+        raise RecordError(f"{run.path}: has no audit of step {what[1]}: it could not be recorded, so it is not sent")
+    return found[-1]
 
 
 def main() -> None:
-    """The process: it gives way to the training, and ends when it is told to and not by Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The process, which gives way to the training."""
     os.nice(10)
     try:
         follow(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.stdin)

@@ -115,15 +115,13 @@ def send_run(run: Run, *, entity: str | None, project: str, name: str = "bias_au
     import wandb
 
     sheet = run.sheet()
-    changed = run.changed()
     wandb_run = wandb.init(entity=entity or None, project=project, job_type="bias-audit", reinit="create_new")
     code = 1
     try:
         sink = WandbWriter(wandb_run, own=True, live=False)
         sink.start(Session(name, run.path, run.manifest, sheet))
         for index, audit in enumerate(run.audits):
-            its = changed if changed is not None and changed.step == audit.step else None
-            sink.write(AuditResult(**vars(audit), scores=run.scores(index), changed=its))
+            sink.write(AuditResult(**vars(audit), scores=run.scores(index)))
         sink.end(run.failed)
         code = 1 if run.failed else 0
     finally:

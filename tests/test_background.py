@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from synthetic import make_run
-from training import audit_set, fit, trainer
+from training import Net, audit_set, fit, loader, trainer
 
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import Background, BiasAuditCallback, ReportSink, Session
@@ -134,7 +135,10 @@ def test_one_that_hangs_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPa
     sink.write(result_of(run, 1))
     with pytest.warns(RuntimeWarning, match="Slow is not done"):
         sink.end()
+    assert slow.came == ["bias_audit"]
     slow.let_go.set()
+    assert sink._thread is not None
+    sink._thread.join()
 
 
 def test_room_for_none_is_refused() -> None:
@@ -162,3 +166,48 @@ def test_a_training_ends_when_its_pictures_are_done(tmp_path: Path) -> None:
     assert threading.active_count() == before
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert f"step {run.audits[-1].step}" in page and "data-live" not in page
+
+
+def test_a_late_worker_is_not_joined_by_another(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bias_audit.callbacks.background.PATIENCE_S", 0.05)
+    slow = Slow()
+    sink = Background(slow)
+    sink.start(session_of(run))
+    sink.write(result_of(run, 1, 1))
+    with pytest.warns(RuntimeWarning, match="is not done"):
+        sink.end()
+    sink.write(result_of(run, 1, 2))
+    slow.let_go.set()
+    monkeypatch.setattr("bias_audit.callbacks.background.PATIENCE_S", 60)
+    sink.end()
+    assert slow.came == ["bias_audit", 1, "end ", 2, "end "] and len(slow.threads) == 1
+
+
+class Counting(Slow):
+    """Counts its ends."""
+
+    def write(self, result: AuditResult) -> None:
+        self.came.append(result.trigger)
+
+
+def test_a_stage_without_an_audit_ends_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    counting = Counting()
+    audit = BiasAuditCallback(audit_set(), dirpath="audit", plan=AuditPlan(batch_size=8), sinks=[counting])
+
+    class Elsewhere(Net):
+        def on_train_start(self) -> None:
+            (tmp_path / "elsewhere").mkdir()
+            monkeypatch.chdir(tmp_path / "elsewhere")
+
+        def predict_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+            return self(batch[0])
+
+    one = trainer(tmp_path, audit, max_epochs=1)
+    net = fit(one, Elsewhere)
+    one.predict(net, loader(2, shuffle=False))
+    one.test(net, loader(2, shuffle=False), verbose=False)
+    assert counting.came == ["bias_audit", "reference", "validation", "end ", "test", "end "]
+    # The training changed its working directory, and the records stay where they were.
+    assert [a.trigger for a in read_run(tmp_path / "audit").audits] == ["reference", "validation", "test"]
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -29,8 +29,7 @@ from bias_audit.callbacks.lightning import _sinks_of
 from bias_audit.callbacks.mlflow import MlflowSink, metric_key
 from bias_audit.callbacks.sinks import LoggerSink, in_words, scalars
 from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.callbacks.wandb import fixed_panel
-from bias_audit.overlays import overlay
+from bias_audit.overlays import fixed_panel, overlay
 from bias_audit.records import AuditResult, Run
 from bias_audit.terms import Estimate, Verdict
 
@@ -135,7 +134,7 @@ def test_tensorboard_replays_training(trained: Trained) -> None:
             # The text says which samples were drawn: each tile is that one's thumbnail under its own heatmap.
             lines = texts[index].split(f"overlays/{kind}:\n")[1].split("\n    \n")[0].splitlines()
             drawn = [sheet.ids.index(line.strip().split(". ", 1)[1].split(", ")[0]) for line in lines]
-            assert len(drawn) == 8
+            assert len(drawn) == 8 or (kind == "worst" and 0 < len(drawn) < 8)
             image = Image.open(io.BytesIO(picture.encoded_image_string))
             for place, sample in enumerate(drawn):
                 left, top = 8 + place % 4 * 168, 8 + place // 4 * (TILE + 45 + 8)

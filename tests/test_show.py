@@ -234,3 +234,21 @@ def test_any_other_terminal_gets_half_cells(size: tuple[int, int, int, int], run
 
     written = on_terminal(nothing, COMMAND, "show", str(run.path), size=size)
     assert written.count("▀".encode()) > 1000 and b"\x1bP" not in written and b"4. portrait-" in written
+
+
+def test_a_model_with_more_outputs_than_the_audit_set_has_classes(tmp_path: Path) -> None:
+    """It decides for classes that have no name."""
+    runs = [make_run(tmp_path / name, samples=40, audits=1, seed=seed) for seed, name in enumerate("ab")]
+    for path in runs:
+        run = read_run(path)
+        scores = run.scores(0)
+        strange = replace(scores, predictions=np.where(np.arange(40) % 2, scores.predictions, 4))
+        directory = RunDirectory.create(path, run.manifest, run.sheet())
+        directory.append(AuditResult(**vars(run.audits[0]), scores=strange))
+        directory.end()
+    assert "decided class 4" in show(runs[0], "--samples", "20").stdout
+    page = tmp_path / "compare.html"
+    command = [COMMAND, "compare", str(runs[0]), str(runs[1]), "--out", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "class 4" in page.read_text(encoding="utf-8")

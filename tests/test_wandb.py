@@ -22,14 +22,15 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 from synthetic import make_run
-from training import audit_set, fit, trainer
+from training import audit_set, fit, loader, trainer
 
 from bias_audit import read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks import wandb as module
-from bias_audit.callbacks.wandb import WandbWriter, fixed_panel, worst
+from bias_audit.callbacks.wandb import WandbWriter
 from bias_audit.callbacks.wandb_keys import Keys
 from bias_audit.gate import run_gate
+from bias_audit.overlays import fixed_panel, worst
 from bias_audit.records import AuditResult, Run, SampleScores
 from bias_audit.report import write_report
 from bias_audit.terms import Outcome, Subjects
@@ -94,7 +95,8 @@ def test_overlays_with_masks_to_switch(trained: tuple[Path, list[dict[str, Any]]
     for row in rows:
         for key in ("panel", "worst"):
             names, masks = (row[f"bias_audit_5_pictures/{key}.{part}"] for part in ("filenames", "all_masks"))
-            assert len(names) == len(masks) == 8
+            # Of the worst, what has no score is left out.
+            assert len(names) == len(masks) == 8 or (key == "worst" and 0 < len(names) == len(masks) < 8)
             assert all({"object", "spurious"} <= set(m) for m in masks)
     picture = next(path.glob("**/media/images/bias_audit_5_pictures/panel_*.jpg"))
     assert Image.open(picture).size == (256, 256)
@@ -559,3 +561,48 @@ def test_a_disabled_run_is_no_place_to_look(tmp_path: Path) -> None:
     sink.write(results(run)[0])
     sink.end()
     assert not (run.path / "wandb.json").exists()
+
+
+def test_what_has_no_score_is_not_the_worst(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", regions=(("coat", "object"),), samples=12, audits=1, silent=3))
+    scores = run.scores(0)
+    shares = scores.of("energy_share", "gradcam", "coat")
+    order = worst(scores, run.manifest.subjects, 12)
+    assert np.isfinite(shares[order]).all() and len(order) == np.isfinite(shares).sum() == 9
+    assert np.all(np.diff(shares[order]) >= 0)
+
+
+def test_the_page_in_w_and_b_does_not_reload(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=3, samples=8, ended=False))
+    write_report(run.path)
+    assert "data-live" in (run.path / "report.html").read_text(encoding="utf-8")
+    logged(tmp_path / "logs", run, results(run))
+    pages = list((tmp_path / "logs").glob("**/media/html/**/*.html"))
+    assert pages
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        assert "data-live" not in html and 'id="live"' not in html and "Training has not said" not in html
+
+
+def test_an_own_run_goes_on_in_the_next_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    own = {"project": "own", "mode": "offline"}
+    audit = BiasAuditCallback(audit_set(), policy=VIOLATED, wandb=own, dirpath=tmp_path / "audit", reference=False)
+    one = trainer(tmp_path, audit, max_epochs=1)
+    with pytest.warns(UserWarning, match="violated"):
+        net = fit(one)
+    one.test(net, loader(2, shuffle=False), verbose=False)
+    wandb.teardown()
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len({log.stem for log in logs}) == 1, "both are parts of one run"
+    records = [record for log in logs for record in inspected(log.parent)]
+    assert sum("bias_audit_1_verdict/violated_rules" in row for row in history(records)) == 2
+    # What was told after the fit is not told again after the test.
+    assert sum(record["type"] == "alert" for record in records) == 1
+
+
+def test_without_w_and_b_training_goes_on(tmp_path: Path) -> None:
+    audit = BiasAuditCallback(audit_set(), wandb={"mode": "nonsense"}, dirpath=tmp_path / "audit", reference=False)
+    with pytest.warns(RuntimeWarning, match="no W&B run, training goes on without"):
+        fit(trainer(tmp_path, audit, max_epochs=1))
+    assert len(read_run(tmp_path).audits) == 1

@@ -315,12 +315,11 @@ def _pairs(found: Comparison) -> list[_Pair]:
 
 
 def _half(side: Side, scores: SampleScores, sheet: SampleSheet, method: str, row: int, share: float) -> _Half:
-    classes, decided = side.run.manifest.subjects.classes, int(scores.predictions[row])
+    decided = int(scores.predictions[row])
     picture = Image.open(io.BytesIO(sheet.thumbnails[sheet.ids.index(scores.ids[row])])).convert("RGB")
     drawn = overlay(picture, scores.maps[scores.methods.index(method), row].astype(np.float32))
     drawn.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=72)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    said = classes[decided] if decided >= 0 else "nothing: its output is not finite"
-    return _Half(uri, f"{share:.2f}", said, bool(scores.correct[row]))
+    return _Half(uri, f"{share:.2f}", side.run.manifest.subjects.class_name(decided), bool(scores.correct[row]))

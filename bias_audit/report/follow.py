@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 
@@ -29,12 +28,14 @@ def follow(path: str) -> None:
     wanted, over = threading.Event(), threading.Event()
 
     def read() -> None:
-        for line in sys.stdin:
-            if json.loads(line)[0] == END:
-                break
+        try:
+            for line in sys.stdin:
+                if json.loads(line)[0] == END:
+                    break
+                wanted.set()
+        finally:
+            over.set()
             wanted.set()
-        over.set()
-        wanted.set()
 
     threading.Thread(target=read, daemon=True).start()
     while True:
@@ -48,8 +49,7 @@ def follow(path: str) -> None:
 
 
 def main() -> None:
-    """The process: it gives way to the training, and ends when it is told to and not by Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The process, which gives way to the training."""
     os.nice(10)
     try:
         follow(sys.argv[1])
