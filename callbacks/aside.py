@@ -97,8 +97,9 @@ class Aside:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             env=os.environ | surroundings,
-            # Ctrl-C is the training's, which then says that it is over.
-            start_new_session=True,
+            # Ctrl-C is the training's, which then says that it is over. A session of its own would be scheduled like
+            # the training's, however nice the process is.
+            process_group=0,
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

@@ -127,8 +127,8 @@ def test_ctrl_c_and_forked_workers_do_not_keep_the_last_page(run: Run, sink: Rep
     worker.start()
     try:
         (pid,) = followers(run.path)
-        # What a terminal sends on Ctrl-C goes to the processes of the training's own session.
-        assert os.getsid(pid) != os.getsid(0)
+        # What a terminal sends on Ctrl-C goes to the training's group of processes.
+        assert os.getpgid(pid) != os.getpgid(0) and os.getsid(pid) == os.getsid(0)
         (run.path / "report.html").unlink()
         sink.end()
         assert (run.path / "report.html").exists()
