@@ -13,10 +13,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bias_audit.findings import Finding, explainers
@@ -27,6 +25,7 @@ from bias_audit.report.charts import draw
 from bias_audit.report.facts import facts, glance, step_of
 from bias_audit.report.groups import grouped
 from bias_audit.report.marks import method_name, thin
+from bias_audit.report.pages import resource, template
 from bias_audit.report.samples import viewer_data
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
@@ -65,7 +64,7 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
     Raises:
         RecordError: the samples or an audit's arrays cannot be read.
     """
-    script = _resource("viewer.js")
+    script = resource("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "; ".join(
         (
@@ -77,10 +76,10 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
             "form-action 'none'",
         )
     )
-    return _template().render(
+    return template("page.html.j2").render(
         content_security_policy=policy,
         # Both are this package's own files; the script must reach the page unchanged, or its hash forbids it.
-        css=Markup(_resource("page.css")),
+        css=Markup(resource("page.css")),
         script=Markup(script),
         manifest=run.manifest,
         run=run,
@@ -97,23 +96,6 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
         viewer=viewer_data(run, thumbnails=thumbnails),
         most_held_shown=MOST_HELD_SHOWN,
     )
-
-
-def _resource(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("bias_audit.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # NaN is not JSON: it must fail here, not in the reader's browser.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template("page.html.j2")
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ torch is not imported here.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -27,6 +24,7 @@ from bias_audit.headlines import is_headline
 from bias_audit.overlays import overlay
 from bias_audit.records import SampleScores, SampleSheet, write_whole
 from bias_audit.report.marks import method_name, svg
+from bias_audit.report.pages import data_uri, resource, template
 from bias_audit.terms import REGION_METRICS, Estimate
 
 MOST_IMAGES, MOST_ROWS, MOST_DRAWN = 24, 400, 14
@@ -112,17 +110,10 @@ def render_comparison(found: Comparison) -> str:
     Raises:
         RecordError: samples or arrays cannot be read.
     """
-    environment = Environment(
-        loader=PackageLoader("bias_audit.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pairs = _pairs(found)
     first, second = _names(found)
-    return environment.get_template("compare.html.j2").render(
-        css=Markup("\n".join(_resource(name) for name in ("page.css", "compare.css"))),
+    return template("compare.html.j2").render(
+        css=Markup("\n".join(resource(name) for name in ("page.css", "compare.css"))),
         found=found,
         sides=(("A", first, _facts(found.a)), ("B", second, _facts(found.b))),
         verdicts=sorted(found.verdicts, key=lambda change: not change.changed),
@@ -133,10 +124,6 @@ def render_comparison(found: Comparison) -> str:
         method=method_name(_method(found) or ""),
         no_pairs=_why_no_pairs(found),
     )
-
-
-def _resource(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _names(found: Comparison) -> tuple[str, str]:
@@ -319,7 +306,5 @@ def _half(side: Side, scores: SampleScores, sheet: SampleSheet, method: str, row
     picture = Image.open(io.BytesIO(sheet.thumbnails[sheet.ids.index(scores.ids[row])])).convert("RGB")
     drawn = overlay(picture, scores.maps[scores.methods.index(method), row].astype(np.float32))
     drawn.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=72)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    uri = data_uri(drawn, "JPEG", quality=72)
     return _Half(uri, f"{share:.2f}", side.run.manifest.subjects.class_name(decided), bool(scores.correct[row]))

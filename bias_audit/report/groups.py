@@ -8,7 +8,6 @@ scikit-learn is imported only where there is something to cluster. It draws from
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from PIL import Image
 from bias_audit.overlays import heat_colours
 from bias_audit.records import Run
 from bias_audit.report.marks import method_name, svg, thin
+from bias_audit.report.pages import data_uri
 
 if TYPE_CHECKING:
     from bias_audit.evidence.clusters import ClassClusters, Cluster
@@ -185,17 +185,11 @@ def _points(key: str, one: ClassClusters, seed: int) -> Markup:
 def _heat(mean_map: npt.NDArray[np.float64]) -> str:
     """A map as a PNG of its own resolution, as a data URI."""
     levels = mean_map / mean_map.max()
-    return _data_uri(Image.fromarray(np.rint(heat_colours(levels)).astype(np.uint8)), "PNG")
+    return data_uri(Image.fromarray(np.rint(heat_colours(levels)).astype(np.uint8)), "PNG")
 
 
 def _small(picture: bytes) -> str:
     """A thumbnail as small as it is shown, as a data URI."""
     with Image.open(io.BytesIO(picture)) as image:
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        return _data_uri(image.convert("RGB"), "JPEG")
-
-
-def _data_uri(image: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return data_uri(image.convert("RGB"), "JPEG")
