@@ -40,6 +40,7 @@ from bias_audit.evidence.probe import probe, region_probe
 from bias_audit.localization import PixelRegions, ProjectedRegions, label_pixels, project_regions, with_remainder
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
+from bias_audit.ranks import ALONE, Ranks
 from bias_audit.records import (
     AuditResult,
     AuditSummary,
@@ -107,6 +108,7 @@ class Auditor:
         self.samples_available = len(audit_set)
         self.audit_set = audit_set.subset(self.plan.max_samples, self.plan.seed)
         self.layer = self.plan.layer
+        self._described: tuple[SampleSheet, str] | None = None
         self._regions: dict[
             tuple[tuple[int, ...], torch.Size, torch.device], tuple[ProjectedRegions, PixelRegions]
         ] = {}
@@ -137,21 +139,28 @@ class Auditor:
     def _can_intervene(self) -> bool:
         return bool(self.audit_set.subjects.regions_with("spurious") or self.plan.swaps)
 
-    @cached_property
-    def _sheet_and_fingerprint(self) -> tuple[SampleSheet, str]:
-        return self.audit_set.sheet()
+    def _sheet_and_fingerprint(self, ranks: Ranks = ALONE) -> tuple[SampleSheet, str]:
+        if self._described is None:
+            self._described = self.audit_set.sheet(ranks=ranks)
+        return self._described
 
     @property
     def sheet(self) -> SampleSheet:
         """The audited images' thumbnails and masks."""
-        return self._sheet_and_fingerprint[0]
+        return self._sheet_and_fingerprint()[0]
 
-    def prepare(self, model: nn.Module, forward_context: ForwardContext = nullcontext) -> None:
-        """Find the layer to explain, if the plan names none; `run` does so too.
+    def prepare(self, model: nn.Module, forward_context: ForwardContext = nullcontext, ranks: Ranks = ALONE) -> None:
+        """Find the layer to explain, if the plan names none; `run` does so too. Several ranks share the decoding.
 
         Raises:
             ValueError: the model has no layer with a spatial output; or a sample that does not decode.
         """
+        with ranks.together():
+            self._find_layer(model, forward_context)
+            if ranks.world > 1:
+                self._sheet_and_fingerprint(ranks)
+
+    def _find_layer(self, model: nn.Module, forward_context: ForwardContext) -> None:
         if self.layer is None:
             with borrowed(model) as lent, forward_context():
                 images = self.audit_set.batch([0], _device_of(model)).images
@@ -174,7 +183,7 @@ class Auditor:
             target=self.plan.target_name,
             sign=self.plan.sign,
             subjects=self.audit_set.subjects,
-            fingerprint=self._sheet_and_fingerprint[1],
+            fingerprint=self._sheet_and_fingerprint()[1],
             samples_available=self.samples_available,
             samples_audited=len(self.audit_set),
             seed=self.plan.seed,
@@ -194,8 +203,12 @@ class Auditor:
         scored: list[BatchScores] | None = None,
         forward_context: ForwardContext = nullcontext,
         progress: Progress = _no_progress,
+        ranks: Ranks = ALONE,
     ) -> AuditResult:
         """Audit the model as it is now; it is given back as it was.
+
+        Several ranks with the same weights share the batches that one process would make, so that each has the same
+        result in the end; pictures of what was changed are the first's alone.
 
         Args:
             step, epoch, weights, trigger: when, which weights ("raw" or "ema") and why, for the record.
@@ -207,46 +220,51 @@ class Auditor:
                 user's; by default the passes are made here.
             forward_context: what the model's forward runs in, such as its autocast.
             progress: called with (images done, images in all) after each batch.
+            ranks: the processes that make this audit together.
 
         Raises:
             ValueError: a sample that does not decode, a label that the model has no output for, a layer without
-                spatial output, a model output that is not `(B, classes)`.
+                spatial output, a model output that is not `(B, classes)`; or one of these on another rank.
         """
         started = time.monotonic()
-        device = _device_of(model)
-        self.prepare(model, forward_context)
-        plan, trained, count = self.plan, trigger != "reference", len(self.audit_set)
-        earlier = () if previous is None else previous.estimates
-        tested = carried(earlier, EXPLAINER_METRICS, plan.fitness_every)
-        changed = carried(earlier, _OF_INTERVENTIONS, plan.intervention_every)
-        intervenes = trained and not changed and plan.intervention_samples > 0 and self._can_intervene
-        of = count + (min(count, plan.intervention_samples) if intervenes else 0)
-        found: Effects | None = None
-        pictures: ChangedPictures | None = None
-        with borrowed(model) as lent:
-            batches = scored or self._scored(lent, device, forward_context, lambda done, _: progress(done, of))
-            if trained and not tested and plan.fitness_samples:
-                tested = self._fitness(lent, device, forward_context)
-            if intervenes:
-                changed, found, pictures = self._intervene(
-                    lent, device, step, forward_context, lambda done, _: progress(count + done, of)
+        with ranks.together():
+            device = _device_of(model)
+            self._find_layer(model, forward_context)
+            plan, trained, count = self.plan, trigger != "reference", len(self.audit_set)
+            earlier = () if previous is None else previous.estimates
+            tested = carried(earlier, EXPLAINER_METRICS, plan.fitness_every)
+            changed = carried(earlier, _OF_INTERVENTIONS, plan.intervention_every)
+            intervenes = trained and not changed and plan.intervention_samples > 0 and self._can_intervene
+            of = count + (min(count, plan.intervention_samples) if intervenes else 0)
+            found: Effects | None = None
+            pictures: ChangedPictures | None = None
+            with borrowed(model) as lent:
+                batches = scored or self._scored(
+                    lent, device, forward_context, lambda done, _: progress(done, of), ranks
                 )
-        scores = self._collect(batches, found)
-        estimates = (*self._estimates(scores, reference), *changed, *tested)
-        judgement = judge(estimates, self.audit_set.subjects, self.policy)
-        seconds = time.monotonic() - started
-        return AuditResult(
-            step, epoch, weights, now(), seconds, estimates, judgement, trigger, scores=scores, changed=pictures
-        )
+                if trained and not tested and plan.fitness_samples:
+                    tested = self._fitness(lent, device, forward_context)
+                if intervenes:
+                    changed, found, pictures = self._intervene(
+                        lent, device, step, forward_context, lambda done, _: progress(count + done, of), ranks
+                    )
+            scores = self._collect(batches, found)
+            estimates = (*self._estimates(scores, reference), *changed, *tested)
+            judgement = judge(estimates, self.audit_set.subjects, self.policy)
+            seconds = time.monotonic() - started
+            return AuditResult(
+                step, epoch, weights, now(), seconds, estimates, judgement, trigger, scores=scores, changed=pictures
+            )
 
     def _scored(
-        self, lent: nn.Module, device: torch.device, forward_context: ForwardContext, progress: Progress
+        self, lent: nn.Module, device: torch.device, forward_context: ForwardContext, progress: Progress, ranks: Ranks
     ) -> list[BatchScores]:
         """The scores of every sample, from forward passes over the audit set."""
         layer, size, count = self.layer, self.plan.batch_size, len(self.audit_set)
         assert layer is not None
-        batches: list[BatchScores] = []
-        for start in range(0, count, size):
+
+        def scores_of(number: int) -> BatchScores:
+            start = number * size
             batch = self.audit_set.batch(range(start, min(start + size, count)), device)
             with forward_context():
                 taken = capture(
@@ -256,9 +274,9 @@ class Auditor:
                     layer,
                     forward=self.plan.forward_fn,
                 )
-            batches.append(self.score(taken, batch.labels, batch.masks, batch.indices))
-            progress(min(start + size, count), count)
-        return batches
+            return self.score(taken, batch.labels, batch.masks, batch.indices)
+
+        return ranks.shared(-(-count // size), scores_of, lambda done, _: progress(min(done * size, count), count))
 
     def checked_target(self, labels: Tensor, places: Sequence[int]) -> Target:
         """The target for images with these labels, which raises a ValueError that names the sample at one of `places`
@@ -341,8 +359,14 @@ class Auditor:
         return every
 
     def _intervene(
-        self, lent: nn.Module, device: torch.device, step: int, forward_context: ForwardContext, progress: Progress
-    ) -> tuple[tuple[Estimate, ...], Effects, ChangedPictures]:
+        self,
+        lent: nn.Module,
+        device: torch.device,
+        step: int,
+        forward_context: ForwardContext,
+        progress: Progress,
+        ranks: Ranks,
+    ) -> tuple[tuple[Estimate, ...], Effects, ChangedPictures | None]:
         """What the model decides when regions are removed and cues are swapped, and what it then saw."""
         drawn, changes = self._intervened
 
@@ -353,7 +377,7 @@ class Auditor:
             check_logits(logits)
             return logits
 
-        logits = responses(changes, outputs, self.plan.batch_size, progress)
+        logits = responses(changes, outputs, self.plan.batch_size, progress, ranks).to(device)
         labels = torch.from_numpy(drawn.labels).to(device)
         count = logits.shape[1]
         target = self.plan.target_of(labels.repeat_interleave(count))
@@ -370,10 +394,12 @@ class Auditor:
             shown=changes.shown,
             seed=self.plan.seed,
         )
-        probed = self._probed(lent, drawn, device, forward_context)
+        probed = self._probed(lent, drawn, device, forward_context, ranks)
         flat = decisions_of(logits.flatten(0, 1), labels.repeat_interleave(count))
         decisions, margins = (values.view(-1, count).cpu().numpy() for values in flat)
-        pictures = changed_pictures(changes, drawn.ids, drawn.subjects, decisions, margins, step)
+        pictures = None
+        if ranks.rank == 0:
+            pictures = changed_pictures(changes, drawn.ids, drawn.subjects, decisions, margins, step)
         return (*estimates, *probed, *self._region_probes), found, pictures
 
     @cached_property
@@ -391,11 +417,16 @@ class Auditor:
         return tuple(found)
 
     def _probed(
-        self, lent: nn.Module, drawn: AuditDataset, device: torch.device, forward_context: ForwardContext
+        self,
+        lent: nn.Module,
+        drawn: AuditDataset,
+        device: torch.device,
+        forward_context: ForwardContext,
+        ranks: Ranks,
     ) -> Iterator[Estimate]:
         """How well each attribute can be read from what the last layer reads."""
         attributes = drawn.subjects.attributes
-        features = self._features(lent, drawn, device, forward_context) if attributes else None
+        features = self._features(lent, drawn, device, forward_context, ranks) if attributes else None
         for column, (attribute, _) in enumerate(attributes):
             if features is None:
                 reason = "the model has no linear layer that takes one row of features for each image"
@@ -404,19 +435,27 @@ class Auditor:
                 yield from probe(features, drawn.attribute_table[:, column], attribute, seed=self.plan.seed)
 
     def _features(
-        self, lent: nn.Module, drawn: AuditDataset, device: torch.device, forward_context: ForwardContext
+        self,
+        lent: nn.Module,
+        drawn: AuditDataset,
+        device: torch.device,
+        forward_context: ForwardContext,
+        ranks: Ranks,
     ) -> npt.NDArray[np.float32] | None:
         """What the last linear layer reads of each image `(N, F)`, if there is one."""
-        size, rows = self.plan.batch_size, []
+        size, count = self.plan.batch_size, len(drawn)
+
+        def features_of(number: int) -> npt.NDArray[np.float32] | None:
+            start = number * size
+            images = drawn.batch(range(start, min(start + size, count)), device).images
+            self.plan.forward_fn(lent, as_the_model_takes_them(lent, images))
+            found = latest()
+            return None if found is None or len(found) != len(images) else found.float().cpu().numpy()
+
         with penultimate(lent) as latest, forward_context():
-            for start in range(0, len(drawn), size):
-                images = drawn.batch(range(start, min(start + size, len(drawn))), device).images
-                self.plan.forward_fn(lent, as_the_model_takes_them(lent, images))
-                found = latest()
-                if found is None or len(found) != len(images):
-                    return None
-                rows.append(found.float().cpu().numpy())
-        return np.concatenate(rows)
+            rows = ranks.shared(-(-count // size), features_of)
+        known = [row for row in rows if row is not None]
+        return np.concatenate(known) if len(known) == len(rows) else None
 
     def _fitness(self, lent: nn.Module, device: torch.device, forward_context: ForwardContext) -> tuple[Estimate, ...]:
         """The explanation methods tested on the model as it is now."""

@@ -6,6 +6,7 @@ an error, 3 inconclusive. Neither torch nor Lightning is imported unless a comma
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bias_audit.terminal import console, print_clusters, print_comparison, print_gate, print_run
+from bias_audit.gate import FailOn, OnInconclusive
+from bias_audit.outputs import defused
+from bias_audit.terminal import console, print_baseline, print_clusters, print_comparison, print_policy, print_run
 
 app = typer.Typer(
     name="bias-audit",
@@ -28,23 +31,131 @@ RunDir = Annotated[Path, typer.Argument(help="The directory that holds manifest.
 
 @app.command()
 def gate(
-    run_dir: RunDir,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or one above exactly one; a W&B run on this machine; a run or an artifact in W&B: "
+            "entity/project/run, entity/project/artifact:version; or, with --model, a checkpoint to audit on the spot."
+        ),
+    ],
     policy: Annotated[
-        Path | None, typer.Option(help="YAML, or TOML with [tool.bias_audit]; by default the one the run recorded.")
+        Path | None, typer.Option(help="YAML, or TOML with \\[tool.bias_audit]; by default the one the run recorded.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A file by `baseline update`, or a run directory, for `max_regression`.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What is to be merged: evidence older than it is stale.")
+    ] = None,
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option("--trust-checkpoint", help="Unpickle objects of any kind in the checkpoint: runs code in it."),
+    ] = False,
+    format: Annotated[
+        list[str] | None, typer.Option(help="human, json, markdown, junit or github; may be repeated.")
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file for the first --format, the second ...; beyond these its name tells: .json .md .xml .txt. "
+            "Formats without a file go to standard output."
+        ),
+    ] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="Whether rules of severity warn decide as well.")] = "error",
+    on_inconclusive: Annotated[
+        OnInconclusive, typer.Option(help="Exit with 3, or with 0: saying so, or not.")
+    ] = "fail",
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 unless it is an error.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Audit SOURCE on the spot: package.module:name of its LightningModule or model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="With --model: YAML that declares the audit set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --model: where the run directory is to stay.")] = None,
 ) -> None:
-    """Check a run's last audit against a policy.
+    """Check what a run recorded against a policy.
 
     Exit codes: 0 passed, 1 violated, 2 wrong usage, configuration or an error, 3 inconclusive.
     """
-    from bias_audit.gate import run_gate
-    from bias_audit.history import onsets
-    from bias_audit.records import read_run
+    from bias_audit.gate import judge_source
+    from bias_audit.outputs import destinations, write
+    from bias_audit.policy_file import read_policy
+    from bias_audit.sources import audited
 
-    run = read_run(run_dir)
-    result = run_gate(run, policy)
-    print_gate(console(), result, onsets(run.audits))
+    where = destinations(format or [], output or [])
+    rules = None if policy is None else read_policy(policy)
+    opened = None
+    if model is not None and data is not None:
+        opened = audited(source, model=model, data=data, out=out, policy=policy, trust=trust_checkpoint)
+    elif model is not None or data is not None or out is not None:
+        raise ValueError("expected --model and --data together, to audit SOURCE on the spot, and --out only with them")
+    result = judge_source(
+        source,
+        rules,
+        opened=opened,
+        baseline=baseline,
+        checkpoint=checkpoint,
+        trust_checkpoint=trust_checkpoint,
+        fail_on=fail_on,
+        on_inconclusive=on_inconclusive,
+        exit_zero=exit_zero,
+    )
+    write(result, where)
     raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Option(help="package.module:name, a function or class that gives the model, or a LightningModule.")
+    ],
+    data: Annotated[Path, typer.Option(help="YAML that declares the audit set: reader, paths, roles, transform.")],
+    out: Annotated[Path, typer.Option(help="The run directory; an earlier run there moves to previous/ in it.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Lightning checkpoint of the class --model.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict for the model: .pt, .safetensors or a Lightning checkpoint.")
+    ] = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Unpickle objects of any kind in the file: runs code in it.")
+    ] = False,
+    policy: Annotated[Path | None, typer.Option(help="YAML or TOML, recorded with the run.")] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="CSV of the training set's labels and attributes, for association in it.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Submodule to explain; by default the last that keeps the image's places.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
+    max_samples: Annotated[int, typer.Option(help="Of a larger audit set so many are drawn.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of that draw and of every resampling.")] = 0,
+    accelerator: Annotated[str, typer.Option(help="As the Trainer has it: cpu, gpu, auto ...")] = "auto",
+    devices: Annotated[str, typer.Option(help="As the Trainer has it: a number, a list such as 0,1, or auto.")] = "1",
+    num_nodes: Annotated[int, typer.Option(help="As the Trainer has it.")] = 1,
+    strategy: Annotated[str, typer.Option(help="As the Trainer has it: ddp, ...")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="As the Trainer has it: bf16-mixed, ...")] = None,
+) -> None:
+    """Audit a model without training it, on one device or many, and print the run directory."""
+    from bias_audit.callbacks.running import RunOptions, audit_checkpoint
+
+    options = RunOptions(
+        model=model,
+        data=data,
+        out=out,
+        checkpoint=checkpoint,
+        weights=weights,
+        trust_checkpoint=trust_checkpoint,
+        policy=policy,
+        training=training,
+        layer=layer,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        seed=seed,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+    )
+    typer.echo(audit_checkpoint(options))
 
 
 @app.command()
@@ -115,6 +226,103 @@ def compare(
     typer.echo(write_comparison(found.b.run.path / "compare.html" if out is None else out, found))
 
 
+baselines = typer.Typer(help="What a model must not be worse than.", no_args_is_help=True)
+app.add_typer(baselines, name="baseline")
+
+
+@baselines.command()
+def update(
+    source: Annotated[str, typer.Argument(help="A run that training ended well; as for `gate`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file, to be kept with the code; a baseline there is replaced.")
+    ] = Path("bias-audit-baseline.jsonl"),
+) -> None:
+    """Make the last audit of a run the baseline that `gate --baseline` compares with.
+
+    What a run shows may be made the baseline whether or not a policy allows it: review the change as one of code.
+    """
+    from bias_audit.baseline import Baseline, read_baseline, write_baseline
+    from bias_audit.gate import run_gate
+    from bias_audit.records import RecordError, read_run
+    from bias_audit.sources import open_run
+
+    with open_run(source) as path:
+        run = read_run(path)
+        made, outcome = Baseline.of_run(run), run_gate(run).outcome
+        try:
+            before = read_baseline(output) if output.is_file() else None
+        except RecordError:
+            # It may be damaged: whether it was one at all is asked before it is written over.
+            before = None
+        size = write_baseline(made, output)
+    print_baseline(console(), made, output, size, before, outcome)
+
+
+policies = typer.Typer(help="What an audit must show.", no_args_is_help=True)
+app.add_typer(policies, name="policy")
+
+
+@policies.command()
+def init(
+    source: Annotated[str, typer.Argument(help="A run to make it from; as for `gate`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file.")] = Path("audit.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented policy: what may be asked of a run like this one, and what it measures today."""
+    from bias_audit.policy_init import draft_policy
+    from bias_audit.records import read_run, write_whole
+    from bias_audit.sources import open_run
+
+    if output.exists() and not force:
+        raise FileExistsError(f"{output}: is there already: name another file with --output, or give --force")
+    with open_run(source) as path:
+        write_whole(output, draft_policy(read_run(path)).encode())
+    typer.echo(output)
+
+
+@policies.command()
+def check(
+    policy: Annotated[Path, typer.Argument(help="YAML, or TOML with \\[tool.bias_audit].")],
+    source: Annotated[str | None, typer.Argument(help="A run to try it on; as for `gate`.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A file by `baseline update`, or a run directory, for `max_regression`.")
+    ] = None,
+) -> None:
+    """Explain each rule: what it asks, what it is about in a run, and how it would come out.
+
+    Exit codes: 0 all rules are decided, violated or not; 2 something is misspelt; 3 the run leaves a rule undecided.
+    """
+    from bias_audit.baseline import read_baseline
+    from bias_audit.policy_check import check_policy
+    from bias_audit.policy_file import read_policy
+    from bias_audit.records import MissingEvidenceError, read_run
+    from bias_audit.sources import open_run
+
+    file = read_policy(policy)
+    if source is None:
+        if baseline is not None:
+            raise typer.BadParameter("a baseline is compared with a run: name the run as well", param_hint="--baseline")
+        report = check_policy(file)
+    else:
+        against = None if baseline is None else read_baseline(baseline)
+        try:
+            with open_run(source) as path:
+                report = check_policy(file, read_run(path), against)
+        except MissingEvidenceError as error:
+            print_policy(console(), check_policy(file), str(error))
+            raise typer.Exit(3) from error
+    print_policy(console(), report)
+    raise typer.Exit(report.exit_code)
+
+
+@policies.command()
+def schema() -> None:
+    """Print the JSON Schema of a policy, for editors."""
+    from bias_audit.policy_schema import policy_schema
+
+    typer.echo(policy_schema(), nl=False)
+
+
 dashboard = typer.Typer(help="The run in Weights & Biases.", no_args_is_help=True)
 app.add_typer(dashboard, name="dashboard")
 
@@ -163,9 +371,14 @@ def main() -> Any:
         if show is not None:
             show()
         else:
-            text = " ".join(str(error).split()) or type(error).__name__
-            known = isinstance(error, ValueError | OSError)
-            typer.echo(f"bias-audit: {'' if known else f'internal error: {type(error).__name__}: '}{text}", err=True)
+            words = " ".join(str(error).split()) or type(error).__name__
+            # Names from the data must not steer the terminal.
+            text = "".join(c if c.isprintable() else "\ufffd" for c in words)
+            if isinstance(error, ModuleNotFoundError):
+                text += ": this takes bias-audit with all its dependencies: pip install bias-audit"
+            known = isinstance(error, ValueError | OSError | ModuleNotFoundError)
+            said = f"bias-audit: {'' if known else f'internal error: {type(error).__name__}: '}{text}"
+            typer.echo(defused(said) if "GITHUB_ACTIONS" in os.environ else said, err=True)
         code = 2
     sys.exit(code or 0)
 

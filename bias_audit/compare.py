@@ -10,19 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from bias_audit.evidence.cells import Cell, cells
-from bias_audit.evidence.proportions import minus, paired_difference
+from bias_audit.evidence.cells import cells
 from bias_audit.findings import Finding
 from bias_audit.history import Change
 from bias_audit.multiplicity import exceedance_p, holm
-from bias_audit.records import AuditSummary, Run, SampleScores, SampleSheet
-from bias_audit.stats import bootstrap_ratios
+from bias_audit.pairing import Key, SampleColumns, key_of, paired_changes, unpaired_change
+from bias_audit.records import AuditSummary, Run, SampleSheet
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
     EXPLAINER_METRICS,
@@ -46,10 +41,6 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _ORDER = {metric: i for i, metric in enumerate(m for _, metrics in QUESTIONS for m in metrics if m not in _NOT_ASKED)}
 _OF_MAPS = {*REGION_METRICS, *EXPLAINER_METRICS, "wrong_reason_rate"}
-# Of one image 0 or 1, but for ties and for what controls do.
-_HITS = ("pointing_game", "removal_flips")
-
-Key = tuple[str, str | None, str | None, str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -157,10 +148,9 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     shared = _shared(before, after, sheet_a, sheet_b, same_data)
     unlike = [name for name in ("layer", "target", "sign") if getattr(a.manifest, name) != getattr(b.manifest, name)]
     compared = [m for m in _ORDER if not (unlike and m in _OF_MAPS) and not (same_data and m.startswith("audit_"))]
-    of_a, of_b = ({_key(e): e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
+    of_a, of_b = ({key_of(e): e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
     both = sorted((key for key in of_a if key in of_b), key=_rank)
-    pairs = _Pairs(before, after, sheet_a, shared)
-    paired = pairs.changes([(of_a[key], of_b[key]) for key in both])
+    paired = _paired(before, after, sheet_a, shared, [(of_a[key], of_b[key]) for key in both])
     found = [_difference(of_a[key], of_b[key], paired.get(key)) for key in both]
     least = max(a.manifest.policy.min_samples, b.manifest.policy.min_samples)
     differences, tested = _corrected(found, least)
@@ -202,118 +192,22 @@ def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_d
     )
 
 
-def _key(e: Estimate) -> Key:
-    return e.metric, e.region, e.class_name, e.group, e.method
-
-
 def _rank(key: Key) -> tuple[int, int]:
     """By question and metric; of one metric first what is over all images, then by class or group, then by both."""
     metric, _, class_name, group, _ = key
     return _ORDER[metric], (class_name is not None) + (group is not None)
 
 
-class _Pairs:
-    """The differences of estimates that are sums over images, of the images that both runs measured."""
-
-    def __init__(self, a: Side, b: Side, sheet: SampleSheet, shared: tuple[str, ...]) -> None:
-        self.a, self.b, self.shared = a, b, shared
-        self.seed = a.run.manifest.seed
-        place = {name: i for i, name in enumerate(sheet.ids)}
-        rows = [place[name] for name in shared]
-        found = list(cells(sheet.labels[rows], sheet.attributes[rows], a.run.manifest.subjects)) if shared else []
-        self.cells = {(cell.class_name, cell.group): cell for cell in found}
-        self._read: dict[tuple[bool, int], SampleScores] = {}
-
-    def changes(self, estimates: Sequence[tuple[Estimate, Estimate]]) -> dict[Key, tuple[Change, int]]:
-        """Of each pair of estimates that can be compared image by image: the difference and the number of images."""
-        columns = [column for pair in estimates if (column := self._column(*pair)) is not None]
-        # One set of resamples for all that is resampled within the same strata.
-        columns.sort(key=lambda column: column.cell.attribute or "")
-        found: dict[Key, tuple[Change, int]] = {}
-        for _, group in groupby(columns, key=lambda column: column.cell.attribute):
-            found |= self._resampled(list(group))
-        return found
-
-    def _column(self, before: Estimate, after: Estimate) -> _Column | None:
-        cell = self.cells.get((before.class_name, before.group))
-        first, second = self._values(self.a, before), self._values(self.b, after)
-        if cell is None or first is None or second is None:
-            return None
-        valid = cell.members & np.isfinite(first.values) & np.isfinite(second.values)
-        # Where a region is drawn differently, its shares are not of the same thing.
-        valid &= np.isclose(first.weights, second.weights, rtol=1e-3)
-        n = int(valid.sum())
-        if n < 2 or 2 * n < min(before.n, after.n):
-            return None
-        weights = np.where(valid, first.weights if before.metric == "enrichment" else 1.0, 0.0)
-        return _Column(_key(before), cell, np.where(valid, second.values - first.values, 0.0), weights, n)
-
-    def _values(self, side: Side, e: Estimate) -> _Values | None:
-        """Each shared image's own part of an estimate; None where it is not a sum over images."""
-        index = side.index - e.age
-        if index < 0 or not e.measured:
-            return None
-        scores = self._scores(side, index)
-        place = {name: i for i, name in enumerate(scores.ids)}
-        if any(name not in place for name in self.shared):
-            return None
-        rows, ones = [place[name] for name in self.shared], np.ones(len(self.shared))
-        if e.metric == "accuracy":
-            return _Values(scores.correct[rows].astype(np.float64), ones)
-        if e.region is None or e.region not in scores.regions:
-            return None
-        region = scores.regions.index(e.region)
-        if e.metric in scores.metrics and e.method in scores.methods:
-            assert e.method is not None
-            values = scores.of(e.metric, e.method, e.region)[rows].astype(np.float64)
-            return _Values(values, scores.areas[rows, region].astype(np.float64))
-        # The effect is over the margin of each model's own decision: no sum over images.
-        if e.metric in scores.effect_metrics and e.metric != "removal_effect":
-            return _Values(scores.effects[scores.effect_metrics.index(e.metric), rows, region].astype(np.float64), ones)
-        return None
-
-    def _scores(self, side: Side, index: int) -> SampleScores:
-        known = (side is self.a, index)
-        if known not in self._read:
-            self._read[known] = side.run.scores(index)
-        return self._read[known]
-
-    def _resampled(self, columns: Sequence[_Column]) -> dict[Key, tuple[Change, int]]:
-        drawn = bootstrap_ratios(
-            np.stack([c.differences * c.weights for c in columns], axis=1),
-            np.stack([c.weights for c in columns], axis=1),
-            columns[0].cell.strata,
-            seed=self.seed,
-        )
-        found = {}
-        for c, value, low, high in zip(columns, *(bound.tolist() for bound in drawn), strict=True):
-            numbers = value, low, high
-            moves = c.differences[c.weights > 0]
-            # Resampling hits that all stayed as they are gives no width, as if that were certain.
-            stayed = low == high and c.key[0] in _HITS and bool(np.isin(moves, (-1, 0, 1)).all())
-            if c.key[0] == "accuracy" or stayed:
-                numbers = paired_difference(int((moves > 0).sum()), int((moves < 0).sum()), c.n)
-            found[c.key] = Change(*numbers), c.n
-        return found
-
-
-@dataclass(frozen=True)
-class _Values:
-    """Each shared image's score, NaN where it has none, and the area of the region it is of, `(N,)` each."""
-
-    values: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One estimate's differences, image by image, and their weights, 0 where an image does not count, `(N,)` each."""
-
-    key: Key
-    cell: Cell
-    differences: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float64]
-    n: int
+def _paired(
+    a: Side, b: Side, sheet: SampleSheet, shared: tuple[str, ...], estimates: Sequence[tuple[Estimate, Estimate]]
+) -> dict[Key, tuple[Change, int]]:
+    if not shared:
+        return {}
+    before, after = (SampleColumns.of_run(side.run, side.index) for side in (a, b))
+    place = {name: i for i, name in enumerate(sheet.ids)}
+    rows = [place[name] for name in shared]
+    of_shared = cells(sheet.labels[rows], sheet.attributes[rows], a.run.manifest.subjects)
+    return paired_changes(before, after, shared, of_shared, estimates, seed=a.run.manifest.seed)
 
 
 def _difference(before: Estimate, after: Estimate, paired: tuple[Change, int] | None) -> Difference:
@@ -321,13 +215,8 @@ def _difference(before: Estimate, after: Estimate, paired: tuple[Change, int] | 
     if unmeasured is not None:
         return Difference(before, after, Change(None, None, None, unmeasured), None, "unknown")
     if paired is None:
-        return Difference(before, after, Change(*minus(_numbers(after), _numbers(before))), None, "open")
+        return Difference(before, after, unpaired_change(before, after), None, "open")
     return Difference(before, after, *paired, "open")
-
-
-def _numbers(e: Estimate) -> tuple[float, float, float]:
-    assert e.value is not None and e.low is not None and e.high is not None
-    return e.value, e.low, e.high
 
 
 def _corrected(found: Sequence[Difference], least: int) -> tuple[tuple[Difference, ...], int]:

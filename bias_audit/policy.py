@@ -1,19 +1,18 @@
 """What an audit must show, written down by a person.
 
-Enters: YAML, TOML or a mapping. Leaves: a `Policy` of `Rule`s, checked against the names that the audit set has.
+Enters: a mapping. Leaves: a `Policy` of `Rule`s, checked against the names that the audit set has.
 
-Standard library, pydantic and PyYAML only: the gate imports this module and must start in a blink.
+Standard library and pydantic only: the gate imports this module and must start in a blink.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
@@ -33,26 +32,65 @@ from bias_audit.terms import (
 )
 
 Metric = Literal[RegionMetric, GroupMetric, ExplainerMetric, InterventionMetric, AssociationMetric, "verdict"]
+Op = Literal["<", "<=", ">", ">=", "==", "!="]
 
 # What is measured by removing a region, and so needs one.
 _OF_REMOVAL = ("removal_", "control_", "fill_", "region_")
+SHORTHANDS: dict[str, Op] = {"max": "<=", "min": ">=", "forbid": "!="}
+EACH = "each"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+def _kind_of_threshold(value: object) -> str:
+    if isinstance(value, str):
+        # YAML takes 1e-3 for text.
+        with suppress(ValueError):
+            value = float(value)
+    return "number" if isinstance(value, int | float) else "verdicts"
+
+
+def _number(value: object) -> object:
+    # YAML takes `yes` for a truth value, and that would be a 1.
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value}")
+    return value
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Threshold = Annotated[
+    Annotated[float, BeforeValidator(_number), Tag("number")]
+    | Annotated[tuple[Verdict, ...], BeforeValidator(_listed), Tag("verdicts")],
+    Discriminator(_kind_of_threshold),
+]
+
+
 class Rule(_Strict):
     """One line of a policy.
+
+    `op` and `threshold` say what must hold: `op: "<="`, `threshold: 1.5`; of a verdict `op: "!="`, `threshold:
+    reliance`, or several. `max: 1.5`, `min: 0.4` and `forbid: [reliance]` are short for `<=`, `>=` and `!=`.
 
     `region` names a region, or a role (`spurious`, `object`, `context`) for each region in it. `class` names a class,
     or `each`; without it the rule is about all classes together. `group` is `attribute=value`, or an attribute for
     each of its values; metrics that compare the values, such as `accuracy_gap`, `swap_gap` and `cramers_v`, take the
-    attribute itself. Without `method` a rule must hold for each explanation method that is fit. Metrics of the methods
-    themselves, such as `occlusion_correlation`, take `method` only, and their small sample is enough unless
-    `min_samples` says otherwise.
+    attribute itself, and rules on `verdict` an attribute or `each`. Without `method` a rule must hold for each
+    explanation method that is fit. Metrics of the methods themselves, such as `occlusion_correlation`, take `method`
+    only, and their small sample is enough unless `min_samples` says otherwise.
 
-    A limit is violated only if the whole interval lies beyond it, and held only if the whole interval lies within.
+    A threshold is violated only if the whole interval lies beyond it, and held only if the whole interval lies within;
+    with `on: point` the measured value alone decides.
+
+    `max_regression` is by how much the metric may be worse than in the baseline that the gate is given, where `op`
+    tells which direction is worse; such a rule needs no `threshold`.
+
+    `at` is the audit that the gate judges: the `last`, that of the `best` checkpoint, that of the `checkpoint` the gate
+    is given, or `every` one of the trained model. While training runs, each audit is judged as it comes.
     """
 
     metric: Metric
@@ -61,30 +99,66 @@ class Rule(_Strict):
     class_name: Annotated[str | None, Field(alias="class")] = None
     group: str | None = None
     method: str | None = None
-    max: float | None = None
-    min: float | None = None
-    forbid: tuple[Verdict, ...] = ()
+    op: Op | None = None
+    threshold: Threshold | None = None
+    max_regression: Annotated[float | None, Field(ge=0), BeforeValidator(_number)] = None
+    on: Literal["interval", "point"] = "interval"
+    at: Literal["last", "best", "every", "checkpoint"] = "last"
     severity: Literal["error", "warn"] = "error"
     min_samples: Annotated[int | None, Field(ge=1)] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, content: object) -> object:
+        """`max`, `min` and `forbid` as `op` and `threshold`."""
+        if not isinstance(content, Mapping):
+            return content
+        # As an earlier version recorded a limit that was not set.
+        given = [key for key in SHORTHANDS if content.get(key) not in (None, [], ())]
+        if not given:
+            return {key: value for key, value in content.items() if key not in SHORTHANDS}
+        also = [key for key in ("op", "threshold") if content.get(key) is not None]
+        if len(given) + len(also) > 1:
+            raise ValueError(f"got {' and '.join((*given, *also))}: a rule has one limit; write two rules for two")
+        (key,) = given
+        if (key == "forbid") is (_kind_of_threshold(content[key]) == "number"):
+            raise ValueError(f"`{key}` takes {'verdicts' if key == 'forbid' else 'a number'}, got {content[key]!r}")
+        written = {name: value for name, value in content.items() if name not in SHORTHANDS}
+        return written | {"op": SHORTHANDS[key], "threshold": content[key]}
+
     @model_validator(mode="after")
     def _complete(self) -> Rule:
-        if self.metric == "verdict":
-            if self.max is not None or self.min is not None:
-                raise ValueError("a rule on `verdict` takes `forbid: [reliance]`, not `max` or `min`")
-            if not self.forbid:
-                raise ValueError("a rule on `verdict` needs `forbid`, such as `forbid: [reliance]`")
-            if (self.region is None) == (self.group is None):
-                raise ValueError("a rule on `verdict` needs either `region` or `group` (an attribute)")
-            if self.class_name or self.method:
-                raise ValueError("a rule on `verdict` takes neither `class` nor `method`: a verdict weighs all of them")
-            return self
-        if self.forbid:
-            raise ValueError(f"`forbid` belongs to rules on `verdict`; a rule on `{self.metric}` takes `max` or `min`")
-        if self.max is None and self.min is None:
-            raise ValueError(f"a rule on `{self.metric}` needs `max` or `min`")
-        if self.max is not None and self.min is not None and self.min > self.max:
-            raise ValueError(f"`min` ({self.min}) is above `max` ({self.max})")
+        if self.op is None:
+            raise ValueError(
+                f"a rule on `{self.metric}` needs `op` and `threshold`, such as "
+                + ('`op: "!="`, `threshold: reliance`' if self.metric == "verdict" else '`op: "<="`, `threshold: 0.5`')
+            )
+        return self._complete_verdict() if self.metric == "verdict" else self._complete_number()
+
+    def _complete_verdict(self) -> Rule:
+        if self.op not in ("!=", "==") or not isinstance(self.threshold, tuple) or not self.threshold:
+            raise ValueError('a rule on `verdict` takes `op` "!=" or "==" and verdicts as `threshold`')
+        if self.op == "==" and Verdict.INCONCLUSIVE in self.threshold:
+            raise ValueError("`inconclusive` cannot be asked for: nothing is shown by it")
+        if (self.region is None) == (self.group is None):
+            raise ValueError("a rule on `verdict` needs either `region` or `group` (an attribute, or `each`)")
+        if self.group is not None and "=" in self.group:
+            raise ValueError(
+                f"a verdict is on an attribute, not on one of its values: write {self.group.split('=')[0]}"
+            )
+        if self.class_name or self.method:
+            raise ValueError("a rule on `verdict` takes neither `class` nor `method`: a verdict weighs all of them")
+        if self.max_regression is not None or self.on == "point":
+            raise ValueError("a rule on `verdict` takes neither `max_regression` nor `on: point`: it has no number")
+        return self
+
+    def _complete_number(self) -> Rule:
+        if self.op in ("==", "!="):
+            raise ValueError(f'`op: "{self.op}"` is for verdicts; a rule on `{self.metric}` takes <, <=, > or >=')
+        if isinstance(self.threshold, tuple):
+            raise ValueError(f"the `threshold` of `{self.metric}` is a number, got {', '.join(self.threshold)}")
+        if self.threshold is None and self.max_regression is None:
+            raise ValueError(f"a rule on `{self.metric}` needs `threshold`, or `max_regression` for a baseline")
         if (self.metric in REGION_METRICS or self.metric.startswith(_OF_REMOVAL)) and self.region is None:
             raise ValueError(
                 f"a rule on `{self.metric}` needs `region`: a region's name or a role ({', '.join(ROLES)})"
@@ -102,15 +176,43 @@ class Rule(_Strict):
         return self
 
     @property
+    def upper(self) -> float | None:
+        """What the metric must not exceed, if that is what the rule asks."""
+        return self.threshold if self.op in ("<", "<=") and isinstance(self.threshold, float) else None
+
+    @property
+    def lower(self) -> float | None:
+        """What the metric must not fall below, if that is what the rule asks."""
+        return self.threshold if self.op in (">", ">=") and isinstance(self.threshold, float) else None
+
+    @property
+    def forbidden(self) -> tuple[Verdict, ...]:
+        """The verdicts that violate the rule; () for a rule on numbers."""
+        if not isinstance(self.threshold, tuple):
+            return ()
+        if self.op == "!=":
+            return self.threshold
+        return tuple(v for v in Verdict if v not in (*self.threshold, Verdict.INCONCLUSIVE))
+
+    @property
+    def limit(self) -> str:
+        """What must hold, such as `<= 1.5`, `!= reliance or suspected` or `decrease <= 0.02`."""
+        limits = []
+        if self.threshold is not None:
+            threshold = " or ".join(self.threshold) if isinstance(self.threshold, tuple) else f"{self.threshold:g}"
+            limits.append(f"{self.op} {threshold}")
+        if self.max_regression is not None:
+            limits.append(f"{'increase' if self.op in ('<', '<=') else 'decrease'} <= {self.max_regression:g}")
+        return " and ".join(limits)
+
+    @property
     def title(self) -> str:
         """The rule's name, or one made of its parts."""
         if self.name:
             return self.name
-        where = " ".join(x for x in (self.region, self.class_name, self.group, self.method) if x)
-        limits = [f"<= {self.max:g}"] if self.max is not None else []
-        limits += [f">= {self.min:g}"] if self.min is not None else []
-        limits += [f"not {' or '.join(self.forbid)}"] if self.forbid else []
-        return f"{self.metric} {where} {' and '.join(limits)}".replace("  ", " ")
+        parts = [self.metric, self.region, self.class_name, self.group, self.method, self.limit]
+        parts += [f"at {self.at}" if self.at != "last" else "", "(point)" if self.on == "point" else ""]
+        return " ".join(part for part in parts if part)
 
 
 class Tolerance(_Strict):
@@ -137,20 +239,26 @@ class Tolerance(_Strict):
     region_probe_gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-_DEFAULT_RULES = (
-    Rule(metric="verdict", region="spurious", forbid=(Verdict.RELIANCE,)),
-    Rule(metric="verdict", region="spurious", forbid=(Verdict.SUSPECTED,), severity="warn"),
+_FORBIDDEN: tuple[tuple[Verdict, Literal["error", "warn"]], ...] = (
+    (Verdict.RELIANCE, "error"),
+    (Verdict.SUSPECTED, "warn"),
+)
+_DEFAULT_RULES = tuple(
+    Rule(metric="verdict", region=region, group=group, op="!=", threshold=(verdict,), severity=severity)
+    for verdict, severity in _FORBIDDEN
+    for region, group in (("spurious", None), (None, EACH))
 )
 
 
 class Policy(_Strict):
     """What an audit must show: the rules, and the tolerances by which findings are judged.
 
-    Without rules of its own a policy forbids the verdict `reliance` on every spurious region and warns of `suspected`.
+    Without rules of its own a policy forbids the verdict `reliance` on every spurious region and every attribute, and
+    warns of `suspected`.
 
     Example:
-        >>> policy = Policy.model_validate({"rules": [{"metric": "enrichment", "region": "hair", "max": 1.5}]})
-        >>> policy.rules[0].title
+        >>> rule = {"metric": "enrichment", "region": "hair", "op": "<=", "threshold": 1.5}
+        >>> Policy.model_validate({"rules": [rule]}).rules[0].title
         'enrichment hair <= 1.5'
     """
 
@@ -172,82 +280,54 @@ class Policy(_Strict):
 
         Raises:
             ValueError: the file cannot be read, is not YAML or TOML, or has a key or value that no policy has; the
-                message names the file and the key.
+                message names the file, the line and the key.
         """
-        if source is None:
-            return cls()
-        if isinstance(source, Policy):
-            return source
-        if isinstance(source, Mapping):
-            return cls._parse(source, "policy")
-        path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"policy {path}: cannot be read ({error}): give the path of a YAML or TOML file"
-            ) from error
-        try:
-            content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            detail = " ".join(str(error).split())
-            raise ValueError(f"policy {path}: not valid {path.suffix.lstrip('.') or 'YAML'}: {detail}") from error
-        if path.suffix == ".toml":
-            tools = content.get("tool")
-            content = tools.get("bias_audit") if isinstance(tools, dict) else None
-            if content is None:
-                raise ValueError(f"policy {path}: has no table [tool.bias_audit]: add it, or name another file")
-        if not isinstance(content, Mapping):
-            kind = "nothing" if content is None else type(content).__name__
-            raise ValueError(f"policy {path}: expected a mapping with the key `rules`, got {kind}")
-        return cls._parse(content, f"policy {path}")
+        from bias_audit.policy_file import read_policy
 
-    @classmethod
-    def _parse(cls, content: Mapping[str, Any], where: str) -> Policy:
-        try:
-            return cls.model_validate(dict(content))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-            what = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden":
-                owners: dict[str, type[BaseModel]] = {"rules": Rule, "tolerance": Tolerance}
-                owner = owners.get(str(first["loc"][0]), cls) if len(first["loc"]) > 1 else cls
-                known = ", ".join(field.alias or name for name, field in owner.model_fields.items())
-                what = f"unknown key; known are: {known}"
-            raise ValueError(f"{where}: {key}: {what}") from error
+        return read_policy(source).policy
 
-    def check_names(self, subjects: Subjects) -> None:
-        """Raise if a rule names a region, class or attribute that the audit set does not have.
+    def check_names(self, subjects: Subjects, methods: Sequence[str] | None = None) -> None:
+        """Raise if a rule names a region, class, attribute or method that the audit does not have.
+
+        Args:
+            subjects: of the audit set.
+            methods: the explanation methods of the audit, where they are known.
 
         Raises:
             ValueError: says which rule, which name, and which names there are.
         """
-        regions = {name for name, _ in subjects.regions} | {REMAINDER}
-        attributes = dict(subjects.attributes)
         for rule in self.rules:
-            where = f"policy rule {rule.title!r}"
-            if rule.region is not None and rule.region not in regions and rule.region not in ROLES:
-                raise ValueError(
-                    f"{where}: unknown region {rule.region!r}; the audit set has {_list(regions)}, "
-                    f"the roles are {', '.join(ROLES)}"
-                )
-            if rule.class_name not in (None, "each", *subjects.classes):
-                raise ValueError(
-                    f"{where}: unknown class {rule.class_name!r}; the audit set has {_list(subjects.classes)}"
-                )
-            if rule.group is not None:
-                attribute, _, value = rule.group.partition("=")
-                if attribute not in attributes:
-                    raise ValueError(
-                        f"{where}: unknown attribute {attribute!r}; the audit set has {_list(attributes)}: "
-                        f"correct `group`, or give the attribute to the audit set"
-                    )
-                if value and value not in attributes[attribute]:
-                    raise ValueError(
-                        f"{where}: attribute {attribute!r} has no value {value!r}; "
-                        f"it has {_list(attributes[attribute])}"
-                    )
+            wrong = wrong_name(rule, subjects, methods)
+            if wrong:
+                raise ValueError(f"policy rule {rule.title!r}: {wrong}")
+
+
+def wrong_name(rule: Rule, subjects: Subjects, methods: Sequence[str] | None = None) -> str:
+    """What a rule names that the audit does not have, and which names there are; "" if all is well.
+
+    Example:
+        >>> rule = Rule.model_validate({"metric": "accuracy", "class": "nurze", "min": 0.8})
+        >>> wrong_name(rule, Subjects((), (), ("doctor", "nurse")))
+        "unknown class 'nurze'; the audit set has doctor, nurse"
+    """
+    regions = {name for name, _ in subjects.regions} | {REMAINDER}
+    attributes = dict(subjects.attributes)
+    if rule.region is not None and rule.region not in regions and rule.region not in ROLES:
+        return f"unknown region {rule.region!r}; the audit set has {_list(regions)}, the roles are {', '.join(ROLES)}"
+    if rule.class_name not in (None, EACH, *subjects.classes):
+        return f"unknown class {rule.class_name!r}; the audit set has {_list(subjects.classes)}"
+    if methods is not None and rule.method not in (None, *methods):
+        return f"unknown method {rule.method!r}; the audit uses {_list(methods)}"
+    if rule.group is not None and not (rule.group == EACH and rule.metric == "verdict"):
+        attribute, _, value = rule.group.partition("=")
+        if attribute not in attributes:
+            return (
+                f"unknown attribute {attribute!r}; the audit set has {_list(attributes)}: correct `group`, or give the "
+                "attribute to the audit set"
+            )
+        if value and value not in attributes[attribute]:
+            return f"attribute {attribute!r} has no value {value!r}; it has {_list(attributes[attribute])}"
+    return ""
 
 
 def _list(names: Iterable[str]) -> str:

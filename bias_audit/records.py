@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -43,10 +43,16 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
 CHANGED = "changed.npz"
+# The folder in which a W&B run keeps a copy of the records, so that it can be judged wherever it is copied to.
+COPIES = "bias_audit_records"
 
 
 class RecordError(ValueError):
     """A run directory that cannot be read: the message names the file, the line and what to do."""
+
+
+class MissingEvidenceError(RecordError):
+    """Evidence that is not there, as opposed to damaged: nothing follows from what was never recorded."""
 
 
 class Manifest(BaseModel):
@@ -85,6 +91,15 @@ class SampleSheet:
     attributes: npt.NDArray[np.str_]
     thumbnails: tuple[bytes, ...]
     masks: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What is known of the audited images, less their pictures and masks: see `SampleSheet`."""
+
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    attributes: npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -228,11 +243,12 @@ class AuditResult(AuditSummary):
 class _Line:
     """One line of audits.jsonl, less its checksums."""
 
-    kind: Literal["audit", "failed", "rewind", "end"]
+    kind: Literal["audit", "failed", "rewind", "best", "end"]
     audit: AuditSummary | None = None
     arrays: str | None = None
     arrays_bytes: int = 0
     arrays_sha256: str = ""
+    samples: int | None = None
     step: int | None = None
     reason: str = ""
 
@@ -243,7 +259,8 @@ class Run:
 
     `audits` are in order of time, without their scores. `torn` says that the last line was cut off while it was
     written; `failed` why the latest audit is not the last word: one after it failed, or training broke off with an
-    error; `ended` that training is over.
+    error; `ended` that training is over. `best_step` is the step of the checkpoint that training calls its best, None
+    where it monitors nothing.
     """
 
     path: Path
@@ -253,6 +270,12 @@ class Run:
     ended: bool
     failed: str = ""
     _arrays: tuple[_Line, ...] = ()
+    _bests: tuple[int, ...] = ()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint so far; None where none is known."""
+        return self._bests[-1] if self._bests else None
 
     def scores(self, index: int) -> SampleScores:
         """The scores of audit `index`, read from its file and checked against its checksum.
@@ -269,6 +292,18 @@ class Run:
             RecordError: `samples.npz` is missing or cannot be read.
         """
         return _read_sheet(self.path / SAMPLES)
+
+    def annotations(self) -> Annotations:
+        """The audited images' ids, labels and attributes: much faster than the whole sheet where they are many.
+
+        Raises:
+            RecordError: `samples.npz` is missing or cannot be read.
+        """
+        return _read_annotations(self.path / SAMPLES)
+
+    def samples(self, index: int) -> int | None:
+        """How many samples audit `index` holds the scores of; None where its record does not say."""
+        return self._arrays[index].samples
 
     def changed(self) -> ChangedPictures | None:
         """What the last interventions made of some images; None where none were made.
@@ -295,7 +330,9 @@ def find_run(path: str | Path) -> Path:
         raise RecordError(f"{root}: no such directory: give a run directory (it holds {MANIFEST}) or one above it")
     found = sorted(_manifests(root))
     if not found:
-        raise RecordError(f"{root}: no {MANIFEST} here or below: no audit was recorded, or this is another directory")
+        raise MissingEvidenceError(
+            f"{root}: no {MANIFEST} here or below: no audit was recorded, or this is another directory"
+        )
     if len(found) > 1:
         names = ", ".join(str(p) for p in found[:5]) + (" ..." if len(found) > 5 else "")
         raise RecordError(f"{root}: holds {len(found)} run directories ({names}): name one of them")
@@ -304,9 +341,9 @@ def find_run(path: str | Path) -> Path:
 
 def _manifests(root: Path) -> Iterator[Path]:
     # A run directory keeps its predecessors inside itself: what lies below a manifest is not searched, and neither is
-    # `previous` while a new run has yet to write its manifest.
+    # `previous` while a new run has yet to write its manifest. A W&B run beside it holds the same once more.
     for folder, below, files in os.walk(root):
-        below[:] = [] if MANIFEST in files else [name for name in below if name != PREVIOUS]
+        below[:] = [] if MANIFEST in files else [name for name in below if name not in (PREVIOUS, COPIES)]
         if MANIFEST in files:
             yield Path(folder)
 
@@ -366,6 +403,8 @@ class RunDirectory:
             for audit, line in zip(run.audits, run._arrays, strict=True):
                 if _stays(audit, step):
                     directory.append(AuditResult(**vars(audit), scores=_read_scores(source, line)))
+            for best in [best for best in run._bests if best <= step][-1:]:
+                directory.best(best)
             changed = run.changed()
             if changed is not None and changed.step <= step:
                 write_whole(path / CHANGED, _changed_bytes(changed))
@@ -395,12 +434,17 @@ class RunDirectory:
             write_whole(self.path / CHANGED, _changed_bytes(result.changed))
         name = f"audits/{self._count:06d}.npz"
         write_whole(self.path / name, content)
-        self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content)))
+        samples = len(result.scores.ids)
+        self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content), samples))
         self._count += 1
 
     def fail(self, step: int, reason: str) -> None:
         """Write that the audit at `step` could not be made: what comes before it is not the latest word."""
         self._append_line(_Line("failed", step=step, reason=reason))
+
+    def best(self, step: int) -> None:
+        """Write that the best checkpoint so far is that of `step`."""
+        self._append_line(_Line("best", step=step))
 
     def end(self, error: str = "") -> None:
         """Say that training is over: no audit follows unless it is resumed. `error` is what it broke off with."""
@@ -438,11 +482,17 @@ def read_run(path: str | Path) -> Run:
     try:
         content = (root / AUDITS).read_bytes()
     except OSError as error:
-        raise RecordError(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
+        kind = MissingEvidenceError if isinstance(error, FileNotFoundError) else RecordError
+        raise kind(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
     lines, torn = _parse_lines(root / AUDITS, content)
     kept: list[_Line] = []
+    bests: list[int] = []
     ended, failed = False, ""
     for line in lines:
+        if line.kind == "best" and line.step is not None:
+            # It is no audit: a checkpoint may be written after the end as well.
+            bests.append(line.step)
+            continue
         ended = line.kind == "end"
         if line.kind == "audit":
             kept.append(line)
@@ -454,10 +504,11 @@ def read_run(path: str | Path) -> Run:
         elif line.kind == "rewind" and line.step is not None:
             failed, limit = "", line.step
             kept = [k for k in kept if k.audit is not None and _stays(k.audit, limit)]
+            bests = [best for best in bests if best <= limit]
     for line in kept:
         _check_arrays(root, line)
     audits = tuple(line.audit for line in kept if line.audit is not None)
-    return Run(root, manifest, audits, torn, ended, failed, tuple(kept))
+    return Run(root, manifest, audits, torn, ended, failed, tuple(kept), tuple(bests))
 
 
 def _stays(audit: AuditSummary, step: int) -> bool:
@@ -513,8 +564,8 @@ def _check_arrays(root: Path, line: _Line) -> None:
     path = _array_path(root, line)
     size = path.stat().st_size if path.is_file() else None
     if size != line.arrays_bytes:
-        got = "is missing" if size is None else f"has {size} bytes"
-        raise RecordError(f"{path}: {got}, its record says {line.arrays_bytes}: the run directory is incomplete")
+        got, kind = ("is missing", MissingEvidenceError) if size is None else (f"has {size} bytes", RecordError)
+        raise kind(f"{path}: {got}, its record says {line.arrays_bytes}: the run directory is incomplete")
 
 
 def _array_path(root: Path, line: _Line) -> Path:
@@ -532,20 +583,20 @@ def _read_scores(root: Path, line: _Line) -> SampleScores:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     if _sha256(content) != line.arrays_sha256:
         raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
-    arrays = _load_npz(path, content, tuple(f.name for f in fields(SampleScores)))
+    arrays = load_npz(path, content, tuple(f.name for f in fields(SampleScores)))
     for name in ("metrics", "methods", "regions", "ids", "effect_metrics"):
         arrays[name] = tuple(str(x) for x in arrays[name])
     return SampleScores(**arrays)
 
 
 def _scores_bytes(scores: SampleScores) -> bytes:
-    return _npz_bytes(vars(scores))
+    return npz_bytes(vars(scores))
 
 
 def _sheet_bytes(sheet: SampleSheet) -> bytes:
     import numpy as np
 
-    return _npz_bytes(
+    return npz_bytes(
         {
             "ids": sheet.ids,
             "labels": sheet.labels,
@@ -565,16 +616,25 @@ def _read_sheet(path: Path) -> SampleSheet:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
     names = ("ids", "labels", "attributes", "thumbnails", "thumbnail_lengths", "masks", "masks_shape")
-    arrays = _load_npz(path, content, names)
+    arrays = load_npz(path, content, names)
     thumbnails = _unpacked(arrays["thumbnails"], arrays["thumbnail_lengths"])
     width = int(arrays["masks_shape"][-1])
     masks = np.unpackbits(arrays["masks"], axis=-1, count=width).astype(bool)
     return SampleSheet(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"], thumbnails, masks)
 
 
+def _read_annotations(path: Path) -> Annotations:
+    try:
+        # From the file: the pictures are passed over.
+        arrays = load_npz(path, path.open("rb"), ("ids", "labels", "attributes"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
+    return Annotations(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"])
+
+
 def _changed_bytes(changed: ChangedPictures) -> bytes:
     content = {name: value for name, value in vars(changed).items() if name != "pictures"}
-    return _npz_bytes(content | _packed("pictures", "lengths", changed.pictures))
+    return npz_bytes(content | _packed("pictures", "lengths", changed.pictures))
 
 
 def _read_changed(path: Path) -> ChangedPictures | None:
@@ -584,7 +644,7 @@ def _read_changed(path: Path) -> ChangedPictures | None:
         return None
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    arrays = _load_npz(path, content, (*(f.name for f in fields(ChangedPictures)), "lengths"))
+    arrays = load_npz(path, content, (*(f.name for f in fields(ChangedPictures)), "lengths"))
     pictures = _unpacked(arrays.pop("pictures"), arrays.pop("lengths"))
     for name in ("ids", "kinds", "regions", "attributes", "values"):
         arrays[name] = tuple(str(x) for x in arrays[name])
@@ -604,7 +664,7 @@ def _unpacked(data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> tu
     return tuple(content[end - n : end] for end, n in zip(ends, lengths, strict=True))
 
 
-def _npz_bytes(arrays: dict[str, Any]) -> bytes:
+def npz_bytes(arrays: dict[str, Any]) -> bytes:
     """A compressed .npz whose bytes depend on the arrays alone, not on the time of writing."""
     import numpy as np
 
@@ -617,11 +677,19 @@ def _npz_bytes(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _load_npz(path: Path, content: bytes, names: tuple[str, ...]) -> dict[str, Any]:
+def load_npz(path: Path, content: bytes | BinaryIO, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arrays with these names in a .npz; `path` is where it is said to be.
+
+    Raises:
+        RecordError: it is damaged, or lacks one of them.
+    """
     import numpy as np
 
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        with (
+            io.BytesIO(content) if isinstance(content, bytes) else content as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             return {name: archive[name] for name in names}
     except Exception as error:
         # A damaged archive raises whatever its parts do: zlib.error, EOFError, NotImplementedError, struct.error ...

@@ -13,21 +13,27 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from bias_audit.gate import GateResult
 from bias_audit.headlines import headlines
 from bias_audit.history import Onset, onsets
+from bias_audit.outputs.rows import Row, State, advice, blocking, interval, outcome_words, rows, tally
 from bias_audit.records import AuditSummary, Run
 from bias_audit.terms import Estimate, Outcome, Verdict
-from bias_audit.verdict import Check, Judgement
+from bias_audit.verdict import Judgement
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
+    from bias_audit.baseline import Baseline
     from bias_audit.compare import Comparison, Difference
     from bias_audit.evidence.clusters import Cluster
+    from bias_audit.policy_check import PolicyReport
     from bias_audit.report.clusters import RunClusters
 
 _STYLES = {Outcome.HELD: "green", Outcome.VIOLATED: "bold red", Outcome.INCONCLUSIVE: "yellow"}
@@ -37,11 +43,20 @@ _VERDICT_STYLES = {
     Verdict.CLEARED: "green",
     Verdict.INCONCLUSIVE: "yellow",
 }
-_PASSED = {Outcome.HELD: "passed", Outcome.VIOLATED: "violated", Outcome.INCONCLUSIVE: "inconclusive"}
+_ROW_STYLES: dict[State, str] = {
+    "violated": "bold red",
+    "warning": "red",
+    "inconclusive": "yellow",
+    "held": "green",
+}
 _BARS = "▁▂▃▄▅▆▇█"
 # A picture is so many cells wide; half a cell high it is a square of pixels.
 PICTURE = 24
-MOST_BARS, MOST_ROWS = 40, 40
+MOST_BARS, MOST_ROWS, MOST_CHECKS = 40, 40, 100
+# From so many columns on each thing that is said of a check has its own.
+WIDE = 110
+# A name may be of any length; the JSON has the whole.
+_MOST_LETTERS = 200
 # A scale that ends lower would make noise look like a rise.
 LEAST_SCALE = 0.1
 
@@ -65,16 +80,32 @@ def text(value: object, style: str = "") -> Text:
     return Text("".join(c if c.isprintable() else "\ufffd" for c in words), style=style)
 
 
-def print_gate(console: Console, result: GateResult, history: Sequence[Onset]) -> None:
-    """What the gate found, ending in one line with the outcome."""
-    if result.judgement is not None and result.audit is not None:
+def shortened(value: object, most: int) -> str:
+    """Any text on one line of at most `most` characters; what is left out is in the middle, since names differ at ends.
+
+    Example:
+        >>> shortened("a photograph of a nurse in a ward.jpg", 16)
+        'a photog…ard.jpg'
+    """
+    line = text(value).plain
+    return line if len(line) <= most else f"{line[: most // 2]}…{line[1 + most // 2 - most :]}"
+
+
+def print_gate(console: Console, result: GateResult) -> None:
+    """What the gate found: what each check measured, then a line on what to do and one with the outcome."""
+    found = rows(result)
+    if result.judgement is not None and result.judgement.findings:
         console.print(_findings_table(result.judgement))
-        console.print(_checks_table(result.judgement))
-        console.print(_audit_line(result.audit))
-    _print_onsets(console, history)
+    if found:
+        console.print(_checks_table(found, console.width))
+    if result.audit is not None:
+        console.print(_audit_line(result.audit).append(f" {tally(result)}."))
+    _print_onsets(console, result.onsets)
     for doubt in result.doubts:
         console.print(text(f"Inconclusive: {doubt}.", "yellow"))
-    console.print(text(f"bias-audit gate: {_PASSED[result.outcome]}{_because(result)}", _STYLES[result.outcome]))
+    if advice(result):
+        console.print(text(advice(result)))
+    console.print(text(f"bias-audit gate: {outcome_words(result)}{_because(result)}", _STYLES[result.outcome]))
 
 
 def print_clusters(console: Console, found: RunClusters, telling: Sequence[Cluster]) -> None:
@@ -176,17 +207,6 @@ def _doubts(run: Run, index: int) -> Iterable[str]:
         yield "Training has not finished, or was killed: this is not final."
 
 
-def _because(result: GateResult) -> str:
-    """The first thing that stands in the way, in the words of its check."""
-    if result.judgement is None:
-        return ""
-    blocking = [c for c in result.judgement.checks if c.severity == "error" and c.outcome is result.outcome]
-    if result.outcome is Outcome.HELD or not blocking:
-        return ""
-    more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
-    return f": {blocking[0].message}{more}"
-
-
 def _table(title: str, **columns: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", expand=True)
     for name, options in columns.items():
@@ -197,6 +217,47 @@ def _table(title: str, **columns: dict[str, Any]) -> Table:
 _NAME: dict[str, Any] = {"max_width": 48}
 _WORD: dict[str, Any] = {"no_wrap": True}
 _COUNT: dict[str, Any] = {"justify": "right", "no_wrap": True}
+
+
+def print_baseline(
+    console: Console, made: Baseline, path: Path, size: int, before: Baseline | None, outcome: Outcome
+) -> None:
+    """What became the baseline, what it replaces, and whether the run's own policy allows what it shows."""
+    about = made.about
+    what = f"step {about.step} of run {about.run_id}, {len(made.estimates)} estimates, {about.samples_audited} images"
+    console.print(text(f"{path}: {what}, {size / 1000:.0f} kB"))
+    if before is not None:
+        console.print(text(f"It replaces step {before.about.step} of run {before.about.run_id}."))
+    if outcome is not Outcome.HELD:
+        console.print(text(f"By its own policy this run is {outcome}, and so is now the baseline.", "yellow"))
+
+
+def print_policy(console: Console, report: PolicyReport, missing: str = "") -> None:
+    """Each rule in a sentence, what it is about and how it would come out; `missing` is why there is no run."""
+    result, count = report.result, len(report.rules)
+    where = "" if result is None or result.audit is None else f" on run {result.run_id}, step {result.audit.step}"
+    console.print(text(f"{report.policy.path}: {count} rule{'' if count == 1 else 's'}{where}", "bold"))
+    console.print(
+        text("Violated: the whole 95 % interval lies beyond the limit. Held: it lies within. Else inconclusive.")
+    )
+    for i, one in enumerate(report.rules, 1):
+        line = "" if one.line is None else f"line {one.line}, "
+        console.print(text(f"{i}. {one.rule.title} ({line}{one.rule.severity})", "bold"))
+        said = [text(f"Asks: {one.sentence}.")]
+        for c in one.checks[:MOST_ROWS]:
+            step = f" at step {c.step}" if one.rule.at == "every" else ""
+            said.append(text(f"{c.outcome}{step}: {c.message}", _STYLES[c.outcome]))
+        said += [text(f"and {len(one.checks) - MOST_ROWS} more")] if len(one.checks) > MOST_ROWS else []
+        said += [text(f"Matches nothing: {one.nothing}.", "yellow")] if one.nothing else []
+        for words in said:
+            console.print(Padding(words, (0, 0, 0, 3), expand=False))
+    for doubt in (missing,) if missing else () if result is None else result.doubts:
+        console.print(text(f"Inconclusive: {doubt}.", "yellow"))
+    if result is not None:
+        outcomes = [one.outcome for one in report.rules]
+        told = [f"{outcomes.count(outcome)} {outcome}" for outcome in Outcome if outcome in outcomes]
+        told += [f"{outcomes.count(None)} without anything to ask of"] if None in outcomes else []
+        console.print(text(f"bias-audit policy check: of {count} rules {', '.join(told)}"))
 
 
 def _findings_table(judgement: Judgement) -> Table:
@@ -210,26 +271,57 @@ def _findings_table(judgement: Judgement) -> Table:
     return table
 
 
-def _checks_table(judgement: Judgement) -> Table:
-    table = _table("Rules", rule={"ratio": 2}, on={"ratio": 2}, measured=_WORD, n=_COUNT, severity=_WORD, outcome=_WORD)
-    for check in judgement.checks:
-        table.add_row(
-            text(check.rule),
-            text(check.subject),
-            _measured(check),
-            "" if check.estimate is None else str(check.estimate.n),
-            check.severity,
-            text(check.outcome, _STYLES[check.outcome]),
+def _because(result: GateResult) -> str:
+    """The first thing that stands in the way, in the words of its check."""
+    rows = blocking(result)
+    if not rows:
+        return ""
+    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    return f": {shortened(rows[0].check.message, 6 * _MOST_LETTERS)}{more}"
+
+
+def _checks_table(found: Sequence[Row], width: int) -> Table:
+    """A line for each check; on a narrow terminal what belongs together is stacked."""
+    wide = width >= WIDE
+    if wide:
+        columns = {
+            "rule": {"ratio": 2},
+            "on": {"ratio": 3},
+            "measured": {"max_width": 30},
+            "must be": {"max_width": 16},
+        }
+        columns |= {"n": _COUNT, "since step": _COUNT, "outcome": _WORD}
+    else:
+        columns = {"rule, and on what": {"ratio": 1}, "measured, must be, n": {"max_width": 22}, "outcome": _WORD}
+    table = _table("Rules", **columns)
+    table.show_lines = not wide
+    for row in found[:MOST_CHECKS]:
+        outcome, since = text(row.label, _ROW_STYLES[row.state]), "" if row.since is None else str(row.since)
+        rule, on, measured, limit = (
+            text(shortened(x, _MOST_LETTERS)) for x in (row.check.rule, row.check.subject, row.measured, row.limit)
         )
+        more = [shortened(row.reason, 3 * _MOST_LETTERS)] if row.state == "inconclusive" else []
+        more += [f"images: {', '.join(shortened(name, _MOST_LETTERS // 3) for name in row.worst)}"] if row.worst else []
+        notes = [text(note, "dim") for note in more]
+        if wide:
+            table.add_row(rule, _stacked(on, *notes), measured, limit, row.n, since, outcome)
+        else:
+            # A rule without a subject of its own is its subject.
+            named = [rule] if row.check.subject == row.check.rule else [rule, on]
+            count = [text(f"n = {row.n}")] if row.n != "–" else []
+            when = [text(f"since {since}")] if since else []
+            table.add_row(_stacked(*named, *notes), _stacked(measured, limit, *count), _stacked(outcome, *when))
+    if len(found) > MOST_CHECKS:
+        table.caption = f"{MOST_CHECKS} of {len(found)}, those first that are not held; --format json has all."
     return table
 
 
-def _measured(check: Check) -> str:
-    return _interval(check.estimate, 3) if check.estimate is not None else "–"
+def _stacked(*lines: Text) -> Text:
+    return Text("\n").join(lines)
 
 
-def _interval(e: Estimate, digits: int = 2) -> str:
-    return f"{e.value:z.{digits}f} [{e.low:z.{digits}f}, {e.high:z.{digits}f}]" if e.measured else "–"
+def _interval(e: Estimate) -> str:
+    return interval(e, digits=2)
 
 
 def _clusters_table(found: RunClusters, telling: Sequence[Cluster]) -> Table:

@@ -8,12 +8,13 @@ Neither torch nor NumPy is imported: the gate judges anew, and must start in a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bias_audit.findings import Explainer, Finding, explainers, find
-from bias_audit.policy import Policy, Rule
+from bias_audit.policy import EACH, Op, Policy, Rule
 from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,
@@ -28,7 +29,7 @@ from bias_audit.terms import (
 
 @dataclass(frozen=True)
 class Check:
-    """One rule applied to one estimate or finding."""
+    """One rule applied to one estimate or finding; `step` is that of the audit, where several are judged together."""
 
     rule: str
     subject: str
@@ -37,6 +38,7 @@ class Check:
     message: str
     estimate: Estimate | None = None
     limit: float | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Judgement:
 def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> Judgement:
     """Findings and rule outcomes for one audit's estimates.
 
+    A rule that asks for no more than `max_regression` gives no check here: that takes a baseline, which the gate has.
+
     Raises:
         ValueError: a rule names a region, class or attribute that the audit set does not have.
     """
@@ -76,32 +80,63 @@ def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> 
 def _apply(
     rule: Rule, estimates: Sequence[Estimate], findings: Sequence[Finding], subjects: Subjects, policy: Policy
 ) -> list[Check]:
-    regions = subjects.regions_with(rule.region) if rule.region in ROLES else (rule.region,)
     if rule.metric == "verdict":
-        kind, names = ("region", regions) if rule.region is not None else ("attribute", (rule.group,))
+        if rule.region is not None:
+            kind, names = "region", _regions(rule, subjects)
+        else:
+            known = tuple(name for name, _ in subjects.attributes)
+            kind, names = "attribute", known if rule.group == EACH else (rule.group,)
         checks = [_check_verdict(rule, f) for f in findings if f.kind == kind and f.name in names]
+        if rule.group == EACH and not names:
+            return []
+    elif rule.threshold is None:
+        return []
     else:
-        wanted = _Wanted(rule, regions, subjects)
-        # The fitness of a method is measured on a small sample on purpose.
-        min_samples = rule.min_samples or (1 if rule.metric in EXPLAINER_METRICS else policy.min_samples)
+        wanted = _Wanted(rule, subjects)
         found = [e for e in estimates if wanted.matches(e)]
         checks = [
-            _check_limit(rule, e, min_samples, x) for e, x in _witnesses(rule, found, explainers(estimates, policy))
+            _check_limit(rule, e, least_samples(rule, policy), x)
+            for e, x in _witnesses(rule, found, explainers(estimates, policy))
         ]
         if found:
             checks += [_check_missing(rule, *names) for names in wanted.missing(found)]
-    if checks:
-        return checks
+    return checks or [nothing_recorded(rule)]
+
+
+def matched(rule: Rule, estimates: Sequence[Estimate], subjects: Subjects) -> tuple[Estimate, ...]:
+    """The estimates that a rule on numbers is about, those of unfit explanation methods among them.
+
+    Example:
+        >>> rule = Rule.model_validate({"metric": "accuracy", "class": "each", "min": 0.8})
+        >>> estimates = [Estimate("accuracy", 0.9, 0.8, 1.0, 40, class_name=name) for name in ("a", "b", None)]
+        >>> [e.class_name for e in matched(rule, estimates, Subjects((), (), ("a", "b")))]
+        ['a', 'b']
+    """
+    wanted = _Wanted(rule, subjects)
+    return tuple(e for e in estimates if wanted.matches(e))
+
+
+def least_samples(rule: Rule, policy: Policy) -> int:
+    """How many images a rule on numbers needs; the fitness of a method is measured on a small sample on purpose."""
+    return rule.min_samples or (1 if rule.metric in EXPLAINER_METRICS else policy.min_samples)
+
+
+def nothing_recorded(rule: Rule) -> Check:
+    """The check of a rule for which an audit has no estimate."""
     message = f"{rule.title}: no estimate of this kind was recorded, so nothing is shown"
-    return [Check(rule.title, rule.title, Outcome.INCONCLUSIVE, rule.severity, message)]
+    return Check(rule.title, rule.title, Outcome.INCONCLUSIVE, rule.severity, message)
+
+
+def _regions(rule: Rule, subjects: Subjects) -> tuple[str | None, ...]:
+    return subjects.regions_with(rule.region) if rule.region in ROLES else (rule.region,)
 
 
 class _Wanted:
     """Which estimates a rule is about."""
 
-    def __init__(self, rule: Rule, regions: Iterable[str | None], subjects: Subjects) -> None:
-        self.rule, self.regions = rule, set(regions)
-        self.classes = subjects.classes if rule.class_name == "each" else (rule.class_name,)
+    def __init__(self, rule: Rule, subjects: Subjects) -> None:
+        self.rule, self.regions = rule, set(_regions(rule, subjects))
+        self.classes = subjects.classes if rule.class_name == EACH else (rule.class_name,)
         self.groups: set[str | None] = {rule.group}
         each_value = rule.metric not in COMPARING_METRICS
         if rule.group is not None and "=" not in rule.group and each_value:
@@ -119,9 +154,7 @@ class _Wanted:
         ]
 
     def matches(self, e: Estimate) -> bool:
-        class_fits = (
-            e.class_name is not None if self.rule.class_name == "each" else e.class_name == self.rule.class_name
-        )
+        class_fits = e.class_name is not None if self.rule.class_name == EACH else e.class_name == self.rule.class_name
         return (
             e.metric == self.rule.metric
             and e.region in self.regions
@@ -159,24 +192,34 @@ def _check_limit(rule: Rule, e: Estimate, min_samples: int, doubtful: Explainer 
         return check(Outcome.INCONCLUSIVE, "nothing to compare")
     if doubtful is not None:
         return check(Outcome.INCONCLUSIVE, doubtful.doubt)
-    assert e.low is not None and e.high is not None
+    assert e.value is not None and e.low is not None and e.high is not None
     if e.n < min_samples:
         return check(Outcome.INCONCLUSIVE, f"fewer images than min_samples = {min_samples}")
-    if rule.max is not None and e.low > rule.max:
-        return check(Outcome.VIOLATED, f"above the maximum {rule.max:g}", rule.max)
-    if rule.min is not None and e.high < rule.min:
-        return check(Outcome.VIOLATED, f"below the minimum {rule.min:g}", rule.min)
-    if rule.max is not None and e.high > rule.max:
-        return check(Outcome.INCONCLUSIVE, f"the interval reaches beyond the maximum {rule.max:g}", rule.max)
-    if rule.min is not None and e.low < rule.min:
-        return check(Outcome.INCONCLUSIVE, f"the interval reaches below the minimum {rule.min:g}", rule.min)
-    return check(Outcome.HELD, "within the limit", rule.max if rule.max is not None else rule.min)
+    low, high = (e.value, e.value) if rule.on == "point" else (e.low, e.high)
+    assert isinstance(rule.threshold, float) and rule.op is not None
+    limit, within = rule.threshold, _WITHIN[rule.op]
+    worst, best = (high, low) if rule.op in ("<", "<=") else (low, high)
+    side, name = ("above", "maximum") if rule.op in ("<", "<=") else ("below", "minimum")
+    if not within(best, limit):
+        return check(Outcome.VIOLATED, f"{side} the {name} {limit:g}", limit)
+    if not within(worst, limit):
+        reach = "beyond" if side == "above" else side
+        return check(Outcome.INCONCLUSIVE, f"the interval reaches {reach} the {name} {limit:g}", limit)
+    return check(Outcome.HELD, "within the limit", limit)
+
+
+_WITHIN: dict[Op, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 def _check_verdict(rule: Rule, finding: Finding) -> Check:
-    if finding.verdict in rule.forbid:
+    if finding.verdict in rule.forbidden:
         outcome = Outcome.VIOLATED
-    elif {*rule.forbid, Verdict.INCONCLUSIVE} & set(finding.possible):
+    elif {*rule.forbidden, Verdict.INCONCLUSIVE} & set(finding.possible):
         outcome = Outcome.INCONCLUSIVE
     else:
         outcome = Outcome.HELD

@@ -29,6 +29,7 @@ from bias_audit.callbacks.wandb_aside import WandbSink
 from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
+from bias_audit.ranks import ALONE, Ranks
 from bias_audit.records import AuditResult, AuditSummary, RecordError, SampleScores, read_run
 from bias_audit.riding import RideAlong
 from bias_audit.rng import preserved_rng
@@ -148,6 +149,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._last_step = -1
         self._steps_seen = 0
         self._trainer: ref[Trainer] | None = None
+        self._saver: Any = None
+        self._best: tuple[str, Any] = ("", None)
+        self._best_step: int | None = None
         self._broken_off = False
         self._clock = time.monotonic()
         self._audited_epoch = -1
@@ -167,6 +171,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and texts: anything else would make the user's checkpoint unloadable."""
+        # The checkpoint that is being saved may be the best, of which the ModelCheckpoint knows by now.
+        self._note_best()
         if self.run_dir is None:
             return {}
         return {
@@ -174,6 +180,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             "step": self._last_step,
             "steps_seen": self._steps_seen,
             "seconds_since_audit": time.monotonic() - self._clock,
+            "best_step": self._best_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,6 +190,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._last_step = state["step"]
             self._steps_seen = state["steps_seen"]
             self._clock = time.monotonic() - state["seconds_since_audit"]
+            self._best_step = state.get("best_step")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new run with a new Trainer; the same Trainer's fit, validate and test share one."""
@@ -191,6 +199,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
             self._reference_scores, self._previous, self._resume, self._last_step = None, None, None, -1
+            self._saver, self._best, self._best_step = None, ("", None), None
             if self._from_validation:
                 # Another Trainer validates on a set of its own.
                 self._auditor, self._riding, self._ridden = None, True, False
@@ -199,11 +208,19 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         """Audit the untrained model, unless training was resumed."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._saver = _saver(trainer)
+        if self._saver is not None:
+            # What a resumed training brings along is in its records.
+            self._best = self._saver.best_model_path, self._saver.best_model_score
         self._take_up(trainer, pl_module)
         if self.reference and self._reference_scores is None:
             self._audit(trainer, pl_module, "reference")
         if self._resume is None:
             self._clock, self._steps_seen = time.monotonic(), trainer.global_step
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note a best checkpoint that was saved since the last step."""
+        self._note_best()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Audit every n steps or every interval of time."""
@@ -264,14 +281,30 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if self._ride is not None:
             self._ride.end()
             self._ride = None
+        self._note_best()
         if self._sinks is not None:
             self._sinks.end(f"{type(exception).__name__}: {exception}")
         self._broken_off = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the sinks."""
+        self._note_best()
         if self._sinks is not None and not self._broken_off:
             self._sinks.end()
+
+    def _note_best(self) -> None:
+        """Record the step of the best checkpoint if there is a new one.
+
+        A ModelCheckpoint saves after this callback's hooks, so a later hook sees it: before the next step is made.
+        """
+        trainer = self._trainer() if self._trainer is not None else None
+        if trainer is None or self._saver is None or self._sinks is None:
+            return
+        path, score = self._saver.best_model_path, self._saver.best_model_score
+        # Its file may keep its name, and to compare scores would wait for the device.
+        if path and (path != self._best[0] or score is not self._best[1]):
+            self._best, self._best_step = (path, score), trainer.global_step
+            self._sinks.best(self._best_step)
 
     @property
     def _by_validation(self) -> bool:
@@ -336,7 +369,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self.run_dir = (self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name).absolute()
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
-            self._resume = None
+            self._resume = self._best_step = None
         scores, previous = None, None
         if self._resume is not None:
             try:
@@ -351,10 +384,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if self._auditor is None:
             self._validated_set = _validated(trainer)
             self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training)
-        self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context)
+        self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context, ranks_of(trainer))
         if trainer.is_global_zero and self._sinks is None:
             with preserved_rng():
                 self._sinks = self._open_sinks(trainer, pl_module)
+                if self._best_step is not None:
+                    # A run is gone on with from its last audit, and the best checkpoint may have come after that.
+                    self._sinks.best(self._best_step)
         self._reference_scores = scores or self._reference_scores
         self._previous = previous or self._previous
 
@@ -386,6 +422,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                     previous=None if self._is_final(trainer, trigger) else self._previous,
                     forward_context=trainer.precision_plugin.forward_context,
                     progress=progress,
+                    ranks=ranks_of(trainer),
                 )
         except Exception as error:
             failure = error
@@ -486,6 +523,12 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         return "ema" if averaged else "raw"
 
 
+def ranks_of(trainer: Trainer) -> Ranks:
+    """The ranks that share an audit: all, where each has the whole model; else each makes it alone, with the others."""
+    shares = trainer.distributed_sampler_kwargs
+    return Ranks.every() if shares is not None and shares["num_replicas"] == trainer.world_size else ALONE
+
+
 def _validated(trainer: Trainer) -> AuditDataset:
     """The audit set that the Trainer validates, or tests, on.
 
@@ -521,6 +564,12 @@ def _log_dir(trainer: Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
 
 
+def _saver(trainer: Trainer) -> Any:
+    """The first ModelCheckpoint that tells by a number which checkpoint is the best; None if there is none."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if "ModelCheckpoint" in _kinds(c) and c.monitor is not None), None)
+
+
 def _sinks_of(logger: Any) -> list[Sink]:
     """Where one of the Trainer's loggers gets its results, by the name of its class: there are two packages of them."""
     kinds = _kinds(logger)
@@ -531,8 +580,8 @@ def _sinks_of(logger: Any) -> list[Sink]:
     return [LoggerSink(logger)]
 
 
-def _kinds(logger: Any) -> set[str]:
-    return {base.__name__ for base in type(logger).__mro__}
+def _kinds(thing: Any) -> set[str]:
+    return {base.__name__ for base in type(thing).__mro__}
 
 
 def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:

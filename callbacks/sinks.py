@@ -81,6 +81,10 @@ class RunDirectorySink:
         """Record that an audit could not be made."""
         self.directory.fail(step, reason)
 
+    def best(self, step: int) -> None:
+        """Record the step of the best checkpoint so far."""
+        self.directory.best(step)
+
     def end(self, error: str = "") -> None:
         """Record that training is over."""
         self.directory.end(error)
@@ -133,6 +137,10 @@ class FanOut:
         """Tell every sink that an audit could not be made."""
         self._open = True
         self._each(lambda sink: sink.fail(step, reason))
+
+    def best(self, step: int) -> None:
+        """Tell the records at which step the best checkpoint so far was saved."""
+        self._each(lambda sink: sink.best(step) if isinstance(sink, RunDirectorySink) else None)
 
     def end(self, error: str = "") -> None:
         """End every sink; nothing where nothing has come since the last end, as in a stage that audits nothing."""

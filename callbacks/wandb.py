@@ -4,7 +4,8 @@ Enters: a W&B run and each `AuditResult`. Leaves, in that run, in sections that 
 the findings are, where the model looks, whether it relies on it, and for whom it is wrong; overlays of a fixed panel
 and of the worst samples with masks to switch on and off; a table of samples; confusion matrices by group; an alert when
 a rule is violated that was not before; a summary; the page; and for each audit an artifact that holds the run directory
-as it was then. With no account all of it works offline.
+as it was then. With no account all of it works offline: an artifact of an offline run only says where its files are, so
+the records are kept in W&B's directory of the run too, from where `bias-audit gate` reads them on any machine.
 
 In W&B's lineage the audits of a training stand beside its checkpoints, as outputs of one run; each names its step, and
 the state of the callback in a checkpoint names the audit's. A run that audits a checkpoint which it got by
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +39,8 @@ from bias_audit.history import onsets
 from bias_audit.overlays import PANEL, WORST, fixed_panel, overlay, worst
 from bias_audit.records import (
     AUDITS,
+    CHANGED,
+    COPIES,
     MANIFEST,
     PREVIOUS,
     SAMPLES,
@@ -132,6 +137,8 @@ class WandbWriter:
         self._run.config.update({session.name: facts}, allow_val_change=True)  # type: ignore[no-untyped-call]
         if session.path.is_dir() and not self._run.disabled:
             write_whole(session.path / WHERE, where(self._run, session.name))
+            # What was the last word of an earlier stage is none until an audit of this one has been sent.
+            (self._copy / MANIFEST).unlink(missing_ok=True)
 
     def write(self, result: AuditResult) -> None:
         """Log one audit."""
@@ -191,6 +198,9 @@ class WandbWriter:
             elif item.is_file():
                 artifact.add_file(str(item), skip_cache=True)
         self._run.log_artifact(artifact, aliases=["latest", "final"])
+        arrays = [f"audits/{file.name}" for file in (path / "audits").glob("*.npz")]
+        changed = [CHANGED] if (path / CHANGED).exists() else []
+        self._keep_copy((path / AUDITS).read_bytes(), (*arrays, *changed))
 
     def _doubt(self, reason: str) -> None:
         """What the last audit said is not the last word; a violation stays one."""
@@ -291,6 +301,21 @@ class WandbWriter:
             # These are never changed once they are written; W&B sends each of them once.
             artifact.add_file(str(self.session.path / name), name=name, skip_cache=True, policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"step-{result.step}"])
+        self._keep_copy(records, arrays)
+
+    @property
+    def _copy(self) -> Path:
+        return Path(self._run.dir).parent / COPIES / self._keys.word
+
+    def _keep_copy(self, records: bytes, names: Sequence[str]) -> None:
+        """Keep the records in W&B's directory of the run."""
+        folder = self._copy
+        (folder / "audits").mkdir(parents=True, exist_ok=True)
+        for name in (SAMPLES, *names):
+            _link(self.session.path / name, folder / name)
+        write_whole(folder / AUDITS, records)
+        # The manifest comes last: a directory that has one is complete.
+        write_whole(folder / MANIFEST, (self.session.path / MANIFEST).read_bytes())
 
 
 def _page(path: Path) -> wandb.Html:
@@ -306,6 +331,18 @@ def where(run: wandb.Run, name: str) -> bytes:
     """Which W&B run an audit is sent to, for `bias-audit dashboard push`."""
     facts = {"entity": run.entity, "project": run.project, "id": run.id, "offline": run.offline, "name": name}
     return json.dumps(facts).encode() + b"\n"
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file in another place, which costs nothing: records are replaced, never changed. A copy elsewhere."""
+    if target.exists() and target.samefile(source):
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        # Another file system, or one without links.
+        shutil.copyfile(source, target)
 
 
 def _records_until(path: Path, result: AuditResult) -> tuple[bytes, tuple[str, ...]]:

@@ -278,7 +278,7 @@ def _title(e: Estimate, policy: Policy, subjects: Subjects) -> str:
         group = rule.group == e.group or (e.group is not None and rule.group == e.group.partition("=")[0])
         class_name = rule.class_name == e.class_name or (e.class_name is not None and rule.class_name == "each")
         if rule.metric == e.metric and rule.method in (None, e.method) and region and group and class_name:
-            ends = (("at least", rule.min), ("at most", rule.max))
+            ends = (("at least", rule.lower), ("at most", rule.upper))
             limits += [f"{word} {limit:g}" for word, limit in ends if limit is not None]
     text = e.subject.replace("_", " ")
     return f"{text}; policy: {', '.join(dict.fromkeys(limits))}" if limits else text

@@ -31,7 +31,13 @@ except ImportError:
 needs_averaging = pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging yet")
 
 # On scenes with the face always in view some energy falls on it: this rule is violated whatever the model is.
-ALWAYS_VIOLATED = {"rules": [{"metric": "accuracy", "min": 1.0, "max": 1.0, "min_samples": 1}], "min_samples": 1}
+ALWAYS_VIOLATED = {
+    "rules": [
+        {"metric": "accuracy", "op": ">=", "threshold": 1.0},
+        {"metric": "accuracy", "op": "<=", "threshold": 0.0},
+    ],
+    "min_samples": 1,
+}
 NEVER = {"rules": [{"metric": "accuracy", "min": 0.0}], "min_samples": 1}
 
 
@@ -500,8 +506,13 @@ def test_ddp_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
         from bias_audit.callbacks import BiasAuditCallback
         devices, path = int(sys.argv[1]), Path(sys.argv[2])
         class Still(Net):
+            passes = []
             def configure_optimizers(self):
                 return torch.optim.SGD(self.parameters(), lr=0.0)
+            def forward(self, images):
+                if not self.training:
+                    self.passes.append(len(images))
+                return super().forward(images)
         net = Still()
         for m in net.features:
             if isinstance(m, torch.nn.BatchNorm2d):
@@ -515,6 +526,7 @@ def test_ddp_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
                       strategy="ddp" if devices > 1 else "auto")
         fit(run, net)
         assert run.current_epoch == 1, run.current_epoch
+        (path / f"passes-{{run.global_rank}}").write_text(str(len(net.passes)))
         """)
     )
     for devices in (1, 2):
@@ -525,6 +537,9 @@ def test_ddp_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
     assert [a.trigger for a in two.audits] == ["reference", "validation"]
     assert [a.estimates for a in one.audits] == [a.estimates for a in two.audits]
     assert run_gate(two).outcome is Outcome.VIOLATED
+    alone, first, second = (int((tmp_path / name).read_text()) for name in ("1/passes-0", "2/passes-0", "2/passes-1"))
+    # The audits are shared, interventions above all; the validation is one batch each.
+    assert first == second <= alone - 5
 
 
 def test_tensorboard_directory(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from action import run_action
+
 from bias_audit import read_run
 from bias_audit.terms import Verdict
 
@@ -27,6 +29,10 @@ def test_the_biased_training_is_refused_and_the_balanced_one_passes(tmp_path: Pa
     assert "gate: violated: verdict on region face: reliance" in " ".join(refused.stdout.split())
     assert passed.returncode == 0
     assert "gate: passed" in passed.stdout
+    # And as the steps of the GitHub action.
+    for name, outcome in (("biased", "violated"), ("balanced", "held")):
+        ran = run_action(tmp_path, source=tmp_path / name)
+        assert (ran.outputs["outcome"], ran.code) == (outcome, int(outcome == "violated")), ran.log
 
     biased, balanced = (read_run(tmp_path / name) for name in ("biased", "balanced"))
     assert biased.manifest.fingerprint == balanced.manifest.fingerprint

@@ -140,9 +140,11 @@ def test_wrong_usage() -> None:
 
 
 def test_directories_that_hold_no_run(tmp_path: Path, runs: Callable[[str], Path]) -> None:
-    assert_one_line_error(bias_audit("gate", tmp_path / "absent"), tmp_path / "absent", "no such directory")
-    assert_one_line_error(bias_audit("gate", "two\nlines"), "two lines: no such directory")
-    assert_one_line_error(bias_audit("gate", tmp_path), tmp_path, "no manifest.json here or below")
+    assert_one_line_error(bias_audit("gate", tmp_path / "absent"), tmp_path / "absent", "no such file or directory")
+    assert_one_line_error(bias_audit("gate", "two\nlines"), "two lines: no such file or directory")
+    # A place that exists and holds no evidence is a doubt, not a mistake in the command.
+    done = bias_audit("gate", tmp_path)
+    assert done.returncode == 3 and "no manifest.json here or below" in squeezed(done.stdout), done.stdout
     for name in ("one", "two"):
         shutil.copytree(runs("clean"), tmp_path / name)
     assert_one_line_error(bias_audit("gate", tmp_path), "holds 2 run directories", tmp_path / "one", tmp_path / "two")
@@ -151,19 +153,24 @@ def test_directories_that_hold_no_run(tmp_path: Path, runs: Callable[[str], Path
 def test_damaged_runs(tmp_path: Path, runs: Callable[[str], Path]) -> None:
     path = shutil.copytree(runs("clean"), tmp_path / "run")
     manifest = (path / MANIFEST).read_bytes()
-    assert manifest.count(b'"max": 1.5') == 1
-    (path / MANIFEST).write_bytes(manifest.replace(b'"max": 1.5', b'"max": 9.5'))
+    assert manifest.count(b'"threshold": 1.5') == 1
+    (path / MANIFEST).write_bytes(manifest.replace(b'"threshold": 1.5', b'"threshold": 9.5'))
     assert_one_line_error(bias_audit("gate", path), path / MANIFEST, "checksum")
     (path / MANIFEST).write_bytes(manifest)
     arrays = path / "audits" / "000000.npz"
     arrays.rename(tmp_path / "elsewhere.npz")
-    assert_one_line_error(bias_audit("gate", path), arrays, "is missing")
+    done = bias_audit("gate", path)
+    assert done.returncode == 3 and "000000.npz: is missing" in squeezed(done.stdout), done.stdout
+    arrays.write_bytes(b"half of it")
+    assert_one_line_error(bias_audit("gate", path), arrays, "has 10 bytes")
+    arrays.unlink()
     (tmp_path / "elsewhere.npz").rename(arrays)
     assert bias_audit("gate", path).returncode == 0
     (path / AUDITS).write_bytes((path / AUDITS).read_bytes().replace(b'"n":24', b'"n":25', 1))
     assert_one_line_error(bias_audit("gate", path), path / AUDITS, "line 1")
     (path / AUDITS).unlink()
-    assert_one_line_error(bias_audit("gate", path), path / AUDITS, "cannot be read")
+    done = bias_audit("gate", path)
+    assert done.returncode == 3 and "audits.jsonl: cannot be read" in squeezed(done.stdout), done.stdout
 
 
 def test_policies(tmp_path: Path, runs: Callable[[str], Path]) -> None:
@@ -232,7 +239,7 @@ import sys
 before = set(sys.modules)
 import bias_audit
 print(sorted({*HEAVY, "numpy"} & (set(sys.modules) - before)))
-sys.argv = ["bias-audit", "gate", sys.argv[1]]
+sys.argv[0] = "bias-audit"
 import bias_audit.cli
 try:
     bias_audit.cli.main()
@@ -242,14 +249,19 @@ print(sorted({*HEAVY, "numpy"} & set(sys.modules)))
 """
 
 
-def test_the_gate_needs_no_torch(runs: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("kind", "code", "numeric"), [("clean", 0, False), ("empty", 3, False), ("biased", 1, True)])
+def test_the_gate_needs_no_torch(
+    kind: str, code: int, numeric: bool, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Images are looked up where a rule is violated, which takes NumPy and SciPy; nothing else takes any of it."""
     program = f"HEAVY = {HEAVY!r}\n{PROBE}"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(runs("clean"))], capture_output=True, text=True, check=False
-    )
+    formats = [f"--format={name}" for name in ("json", "markdown", "junit", "human", "github")]
+    files = [f"--output={tmp_path / name}" for name in ("gate.json", "gate.md", "gate.xml", "gate.txt")]
+    command = [sys.executable, "-c", program, "gate", str(runs(kind)), *formats, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert (lines[0], lines[-2:]) == ("[]", ["0", "[]"])
+    assert (lines[0], lines[-2:]) == ("[]", [str(code), "['numpy', 'scipy']" if numeric else "[]"])
 
 
 # The function itself

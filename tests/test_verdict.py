@@ -74,7 +74,7 @@ def test_rules_on_the_methods_themselves() -> None:
     assert outcomes(rule, faithful) == [HELD, HELD]
     assert outcomes({**rule, "min": 0.6, "method": "gradcam"}, faithful) == [VIOLATED]
     assert outcomes({**rule, "min_samples": 17}, faithful) == [UNKNOWN, UNKNOWN]
-    assert outcomes({**rule, "max": 0.45}, faithful) == [UNKNOWN, UNKNOWN]
+    assert outcomes({"metric": "occlusion_correlation", "max": 0.45}, faithful) == [UNKNOWN, UNKNOWN]
     assert outcomes(rule, [fitness("gradcam", "fit")]) == [UNKNOWN]
     similar = {"metric": "randomisation_similarity", "max": 0.5}
     assert outcomes(similar, [fitness("gradcam", "fit"), fitness("hirescam", "unfit")]) == [HELD, VIOLATED]
@@ -88,7 +88,7 @@ def test_unmeasured_never_passes(bad: float | None, place: int) -> None:
     numbers[place] = bad
     estimate = enrichment(*numbers)
     assert not estimate.measured and "not measured (no valid image)" in str(estimate)
-    for limits in ({"max": 1e300}, {"min": -1e300}, {"max": 1e300, "min": -1e300}):
+    for limits in ({"max": 1e300}, {"min": -1e300}, {"max": 1e300, "on": "point"}):
         (check,) = checks_of({"metric": "enrichment", "region": "hair", **limits}, [estimate])
         assert check.outcome is UNKNOWN and "nothing to compare" in check.message
     assert found([estimate, *GAPS["no"]])["hair"].verdict is INCONCLUSIVE
@@ -118,11 +118,15 @@ def test_estimate_in_words() -> None:
         ({"max": 0.4}, UNKNOWN, 0.4, "reaches"),
         ({"min": 0.4}, HELD, 0.4, "within"),
         ({"min": 0.6}, UNKNOWN, 0.6, "reaches"),
-        ({"min": 0.3, "max": 0.7}, HELD, 0.7, "within"),
-        ({"min": 0.1, "max": 0.3}, VIOLATED, 0.3, "above"),
-        ({"min": 0.7, "max": 0.9}, VIOLATED, 0.7, "below"),
-        ({"min": 0.45, "max": 0.9}, UNKNOWN, 0.45, "below"),
-        ({"min": 0.1, "max": 0.55}, UNKNOWN, 0.55, "beyond"),
+        ({"op": "<=", "threshold": 0.6}, HELD, 0.6, "within"),
+        ({"op": "<", "threshold": 0.6}, UNKNOWN, 0.6, "reaches beyond"),
+        ({"op": "<", "threshold": 0.4}, VIOLATED, 0.4, "above"),
+        ({"op": ">", "threshold": 0.4}, UNKNOWN, 0.4, "reaches below"),
+        ({"op": ">", "threshold": 0.6}, VIOLATED, 0.6, "below"),
+        # The interval is not asked for.
+        ({"max": 0.5, "on": "point"}, HELD, 0.5, "within"),
+        ({"op": "<", "threshold": 0.5, "on": "point"}, VIOLATED, 0.5, "above"),
+        ({"min": 0.55, "on": "point"}, VIOLATED, 0.55, "below"),
     ],
 )
 def test_limits(limits: dict[str, float], expected: Outcome, limit: float, words: str) -> None:
@@ -280,8 +284,15 @@ def test_a_verdict_rule_on_an_attribute() -> None:
     rule = {"metric": "verdict", "group": "gender", "forbid": ["suspected", "reliance"]}
     assert outcomes(rule, [*LOOKS["no"], *GAPS["yes"]]) == [VIOLATED]
     assert outcomes(rule, [*LOOKS["no"], *GAPS["no"]]) == [HELD]
-    # No finding is about one value.
-    assert outcomes({**rule, "group": "gender=female"}, [*LOOKS["no"], *GAPS["yes"]]) == [UNKNOWN]
+    # Each attribute: there may be none, and then there is nothing to hold.
+    each = {"metric": "verdict", "group": "each", "op": "!=", "threshold": ["suspected", "reliance"]}
+    assert outcomes(each, [*LOOKS["no"], *GAPS["yes"]]) == [VIOLATED]
+    assert judge(LOOKS["no"], NOT_ANNOTATED, Policy.model_validate({"rules": [each]})).checks == ()
+    # What is asked for: everything else violates it, and what is not known leaves it open.
+    cleared = {"metric": "verdict", "group": "gender", "op": "==", "threshold": "cleared"}
+    assert outcomes(cleared, [*LOOKS["no"], *GAPS["yes"]]) == [VIOLATED]
+    assert outcomes(cleared, [*LOOKS["no"], *GAPS["no"]]) == [HELD]
+    assert outcomes(cleared, [*LOOKS["no"], *GAPS["unknown"]]) == [UNKNOWN]
 
 
 def test_a_region_and_an_attribute_of_one_name_are_told_apart() -> None:
@@ -382,13 +393,18 @@ def test_load(tmp_path: Path) -> None:
 def test_the_default_policy_forbids_reliance() -> None:
     default = Policy.load(None)
     assert default == Policy() and [(r.title, r.severity) for r in default.rules] == [
-        ("verdict spurious not reliance", "error"),
-        ("verdict spurious not suspected", "warn"),
+        ("verdict spurious != reliance", "error"),
+        ("verdict each != reliance", "error"),
+        ("verdict spurious != suspected", "warn"),
+        ("verdict each != suspected", "warn"),
     ]
     assert judge((*LOOKS["yes"], *GAPS["yes"]), SUBJECTS, default).outcome is VIOLATED
     assert judge((*LOOKS["no"], *GAPS["no"]), SUBJECTS, default).outcome is HELD
     suspected = judge((*LOOKS["yes"], *GAPS["no"]), SUBJECTS, default)
-    assert suspected.outcome is HELD and suspected.checks[-1].outcome is VIOLATED
+    assert suspected.outcome is HELD
+    assert {(c.subject, c.severity) for c in suspected.checks if c.outcome is VIOLATED} == {
+        ("verdict on region hair", "warn")
+    }
 
 
 def rule(**fields: Any) -> dict[str, Any]:
@@ -398,7 +414,7 @@ def rule(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (rule(maxx=2), ("rules.0.maxx", "unknown key", "metric, name, region, class, group, method, max, min, forbid")),
+        (rule(maxx=2), ("rules.0.maxx", "unknown key", "did you mean `max`? known are: metric, name, region")),
         (
             {"rules": [*CONTENT["rules"], {"metric": "iou", "region": "hair", "regoin": "hair", "max": 1}]},
             ("rules.2.regoin", "unknown key"),
@@ -410,14 +426,26 @@ def rule(**fields: Any) -> dict[str, Any]:
         ),
         (rule(metric="energy_shore"), ("rules.0.metric", "energy_share", "enrichment", "verdict")),
         ({"rules": [{"region": "hair", "max": 1}]}, ("rules.0.metric", "required")),
-        ({"rules": [{"metric": "iou", "region": "hair"}]}, ("rules.0", "needs `max` or `min`")),
+        ({"rules": [{"metric": "iou", "region": "hair"}]}, ("rules.0", "needs `op` and `threshold`")),
         ({"rules": [{"metric": "iou", "max": 1}]}, ("rules.0", "needs `region`", "object, spurious, context")),
-        (rule(min=2), ("rules.0", "`min` (2.0) is above `max` (1.0)")),
+        (rule(min=2), ("rules.0", "got max and min: a rule has one limit")),
         (rule(max=math.nan), ("rules.0.max", "finite")),
         (rule(max=math.inf), ("rules.0.max", "finite")),
-        (rule(min=-math.inf), ("rules.0.min", "finite")),
-        (rule(max="wide"), ("rules.0.max", "number")),
-        (rule(forbid=["reliance"]), ("rules.0", "`forbid` belongs to rules on `verdict`")),
+        (rule(max=None, min=-math.inf), ("rules.0.min", "finite")),
+        (rule(max="wide"), ("rules.0", "`max` takes a number, got 'wide'")),
+        (rule(max=None, op="<=", threshold="wide"), ("rules.0.threshold.0", "'reliance'")),
+        (rule(max=True), ("rules.0.max", "expected a number, got True")),
+        (rule(op="<="), ("rules.0", "got max and op: a rule has one limit")),
+        (rule(max=None, op="=<", threshold=1), ("rules.0.op", "'<=', '>'")),
+        (rule(max=None, op="==", threshold=1), ("rules.0", "takes <, <=, > or >=")),
+        (rule(max=None, op="<="), ("rules.0", "needs `threshold`, or `max_regression`")),
+        (rule(max=None, max_regression=0.1), ("rules.0", "needs `op`")),
+        (rule(max_regression=-0.1), ("rules.0.max_regression", "greater than or equal to 0")),
+        (rule(at="first"), ("rules.0.at", "'last', 'best', 'every'")),
+        (rule(on="line"), ("rules.0.on", "'interval' or 'point'")),
+        (rule(max=None, forbid=["reliance"]), ("rules.0", "is for verdicts; a rule on `energy_share`")),
+        (rule(max=None, forbid=0.5), ("rules.0", "`forbid` takes verdicts")),
+        (rule(max=None, op="<=", threshold="reliance"), ("rules.0", "`threshold` of `energy_share` is a number")),
         (rule(severity="fatal"), ("rules.0.severity", "error", "warn")),
         (rule(min_samples=0), ("rules.0.min_samples", "greater than or equal to 1")),
         (rule(metric="accuracy"), ("rules.0", "not measured on a region")),
@@ -434,9 +462,12 @@ def rule(**fields: Any) -> dict[str, Any]:
             {"rules": [{"metric": "worst_group_accuracy", "group": "gender", "class": "nurse", "min": 1}]},
             ("rules.0", "over all classes"),
         ),
-        (rule(metric="verdict"), ("rules.0", "takes `forbid: [reliance]`, not `max`")),
-        ({"rules": [{"metric": "verdict", "region": "hair", "min": 1}]}, ("rules.0", "not `max` or `min`")),
-        ({"rules": [{"metric": "verdict", "region": "hair"}]}, ("rules.0", "needs `forbid`")),
+        (rule(metric="verdict"), ("rules.0", 'takes `op` "!=" or "==" and verdicts')),
+        (
+            {"rules": [{"metric": "verdict", "region": "hair", "min": 1}]},
+            ("rules.0", 'takes `op` "!=" or "==" and verdicts'),
+        ),
+        ({"rules": [{"metric": "verdict", "region": "hair"}]}, ("rules.0", "`threshold: reliance`")),
         ({"rules": [{"metric": "verdict", "forbid": ["reliance"]}]}, ("rules.0", "either `region` or `group`")),
         (
             {"rules": [{"metric": "verdict", "region": "hair", "group": "gender", "forbid": ["reliance"]}]},
@@ -447,6 +478,22 @@ def rule(**fields: Any) -> dict[str, Any]:
             ("rules.0", "neither `class` nor `method`"),
         ),
         ({"rules": [{"metric": "verdict", "region": "hair", "forbid": ["guilt"]}]}, ("rules.0.forbid.0", "reliance")),
+        (
+            {"rules": [{"metric": "verdict", "region": "hair", "op": "!=", "threshold": "guilt"}]},
+            ("rules.0.threshold.0", "reliance"),
+        ),
+        (
+            {"rules": [{"metric": "verdict", "region": "hair", "op": "==", "threshold": ["cleared", "inconclusive"]}]},
+            ("rules.0", "`inconclusive` cannot be asked for"),
+        ),
+        (
+            {"rules": [{"metric": "verdict", "group": "gender=female", "forbid": ["reliance"]}]},
+            ("rules.0", "write gender"),
+        ),
+        (
+            {"rules": [{"metric": "verdict", "group": "each", "forbid": ["reliance"], "max_regression": 0.1}]},
+            ("rules.0", "it has no number"),
+        ),
         ({"rules": []}, ("rules", "at least 1")),
         ({"rules": {"metric": "iou"}}, ("rules",)),
         ({"rules": ["iou <= 1"]}, ("rules.0",)),

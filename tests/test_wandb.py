@@ -35,7 +35,7 @@ from bias_audit.records import AuditResult, Run, SampleScores
 from bias_audit.report import write_report
 from bias_audit.terms import Outcome, Subjects
 
-VIOLATED = {"rules": [{"metric": "accuracy", "min": 1.0, "max": 1.0, "min_samples": 1}], "min_samples": 1}
+VIOLATED = {"rules": [{"metric": "accuracy", "min": 1.1, "min_samples": 1}], "min_samples": 1}
 
 
 @pytest.fixture(autouse=True)

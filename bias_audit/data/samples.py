@@ -24,6 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from bias_audit.ranks import ALONE, Ranks
 from bias_audit.records import SampleSheet
 from bias_audit.rng import preserved_rng
 from bias_audit.terms import REMAINDER, ROLES, Role, Subjects
@@ -120,6 +121,16 @@ class _Prepared:
     @property
     def nbytes(self) -> int:
         return self.image.nbytes + self.masks.nbytes
+
+
+@dataclass(frozen=True)
+class _SheetRow:
+    """What the sample sheet and the fingerprint have of one sample; `masks` at the thumbnail's size."""
+
+    checksums: bytes
+    thumbnail: bytes
+    masks: Tensor
+    seen: Tensor
 
 
 class AuditDataset:
@@ -407,32 +418,37 @@ class AuditDataset:
         """Prepared images `(B, 3, H, W)` as the model takes them."""
         return self._pointwise(images)
 
-    def sheet(self, progress: Callable[[int, int], None] = lambda done, of: None) -> tuple[SampleSheet, str]:
+    def sheet(
+        self, progress: Callable[[int, int], None] = lambda done, of: None, ranks: Ranks = ALONE
+    ) -> tuple[SampleSheet, str]:
         """Thumbnails and masks of every sample, and the fingerprint of all that was decoded.
 
-        `progress(done, of)` is called after each sample.
+        `progress(done, of)` is called after each sample. Each of several `ranks` decodes a part.
 
         Raises:
             ValueError: as `batch`; or a region with a role is on no sample at all.
         """
         digest = hashlib.sha256(repr((self.subjects, self.ids, self.labels.tolist())).encode())
         digest.update("\0".join(self.attribute_table.ravel()).encode())
-        thumbnails: list[bytes] = []
-        masks: list[Tensor] = []
-        seen = torch.zeros(len(self.subjects.regions), dtype=torch.bool)
-        for index in range(len(self)):
-            prepared = self._prepare(index)
-            for content in (prepared.image, prepared.masks):
-                digest.update(zlib.crc32(content.contiguous().numpy().tobytes()).to_bytes(4, "little"))
-            seen |= prepared.masks.flatten(1).any(1)  # a small region may well be lost in the thumbnail
-            thumbnails.append(thumbnail(prepared.image))
-            masks.append(_thumbnail_masks(prepared.masks))
-            progress(index + 1, len(self))
-        self._check_regions_seen(seen)
+        rows = ranks.shared(len(self), self._sheet_row, progress)
+        digest.update(b"".join(row.checksums for row in rows))
+        self._check_regions_seen(torch.stack([row.seen for row in rows]).any(0))
+        masks = [row.masks for row in rows]
         height, width = (max(m.shape[axis] for m in masks) for axis in (1, 2))
         padded = [nn.functional.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks]
-        sheet = SampleSheet(self.ids, self.labels, self.attribute_table, tuple(thumbnails), torch.stack(padded).numpy())
+        thumbnails = tuple(row.thumbnail for row in rows)
+        sheet = SampleSheet(self.ids, self.labels, self.attribute_table, thumbnails, torch.stack(padded).numpy())
         return sheet, digest.hexdigest()
+
+    def _sheet_row(self, index: int) -> _SheetRow:
+        prepared = self._prepare(index)
+        contents = (content.contiguous().numpy().tobytes() for content in (prepared.image, prepared.masks))
+        return _SheetRow(
+            b"".join(zlib.crc32(content).to_bytes(4, "little") for content in contents),
+            thumbnail(prepared.image),
+            _thumbnail_masks(prepared.masks),
+            prepared.masks.flatten(1).any(1),  # a small region may well be lost in the thumbnail
+        )
 
     def _check_regions_seen(self, seen: Tensor) -> None:
         for (name, role), found in zip(self.subjects.regions, seen.tolist(), strict=True):

@@ -146,25 +146,30 @@ class Changes:
         """The value that each image's cue is changed to, `(N, A)`, "" where it has none."""
         return self._wanted
 
+    def made(self, index: int) -> list[int]:
+        """The numbers of the changes that can be made in an image: the first is the image itself."""
+        tried = zip(self.list, self._patches_of(index), strict=True)
+        return [
+            number
+            for number, (change, patch) in enumerate(tried)
+            if number == 0 or patch is not None or self._can_be_noisy(index, change)
+        ]
+
     def pictures(self, index: int) -> Iterator[tuple[int, Tensor]]:
-        """Number and picture `(3, H, W)` of each change that can be made in an image: the first is the image itself."""
-        image = self._prepared[index][0]
-        if index not in self._kept:
-            self._kept[index] = list(self._patches(index))
-        yield 0, image
-        for number, (change, patch) in enumerate(zip(self.list, self._kept[index], strict=True)):
-            if patch is not None:
-                yield number, patch.on(image)
-            elif change.kind.startswith("noise") and self._sensitive[index]:
-                noisy = self._noisy(index, number, change)
-                if noisy is not None:
-                    yield number, noisy
+        """Number and picture `(3, H, W)` of each change that can be made in an image."""
+        return ((number, self.picture(index, number)) for number in self.made(index))
 
     def picture(self, index: int, number: int) -> Tensor:
-        """The picture `(3, H, W)` of one change in one image; the change replaces pixels, and `pictures` made it."""
-        patch = self._kept[index][number]
-        assert patch is not None
-        return patch.on(self._prepared[index][0])
+        """The picture `(3, H, W)` of one change in one image, in which it can be made."""
+        image, patch, change = self._prepared[index][0], self._patches_of(index)[number], self.list[number]
+        if change.kind.startswith("noise"):
+            return self._noisy(index, number, change)
+        return image if patch is None else patch.on(image)
+
+    def _patches_of(self, index: int) -> list[_Patch | None]:
+        if index not in self._kept:
+            self._kept[index] = list(self._patches(index))
+        return self._kept[index]
 
     def _patches(self, index: int) -> Iterator[_Patch | None]:
         """Of every change the pixels that it replaces; None where it cannot be made, and for noise."""
@@ -235,16 +240,20 @@ class Changes:
             found[r] = donors
         return found
 
-    def _noisy(self, index: int, number: int, change: Change) -> Tensor | None:
+    def _can_be_noisy(self, index: int, change: Change) -> bool:
+        if not (change.kind.startswith("noise") and self._sensitive[index]):
+            return False
+        image, masks = self._prepared[index]
+        objects = masks[self._objects].any(dim=0)
+        # Where the transform has normalised it in a step that cannot be put off, sigma would mean something else.
+        in_range = image.dtype == torch.uint8 or bool(image.amin() >= 0 and image.amax() <= 1)
+        return bool(objects.any()) and not bool(objects.all()) and in_range
+
+    def _noisy(self, index: int, number: int, change: Change) -> Tensor:
         image, masks = self._prepared[index]
         objects = masks[self._objects].any(dim=0)
         where = objects if change.kind == "noise_object" else ~objects
-        if not objects.any() or objects.all():
-            return None
         scaled = image.float() / 255 if image.dtype == torch.uint8 else image
-        if scaled.amin() < 0 or scaled.amax() > 1:
-            # The transform has normalised it in a step that cannot be put off: sigma would mean something else.
-            return None
         generator = torch.Generator().manual_seed(_seed(self._seeds[index], number))
         noise = (torch.randn(scaled.shape, generator=generator) * SIGMA).to(scaled.dtype)
         noisy = torch.where(where, (scaled + noise).clamp(0, 1), scaled)

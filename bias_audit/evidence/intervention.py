@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from bias_audit.evidence.association import Alignment
 from bias_audit.evidence.cells import Cell, cells
 from bias_audit.evidence.changes import Change, Changes, Kind
 from bias_audit.evidence.removal import FILLS
+from bias_audit.ranks import ALONE, Ranks
 from bias_audit.stats import bootstrap_ratios, newcombe, wilson
 from bias_audit.terms import Estimate, Subjects
 
@@ -58,22 +59,27 @@ def responses(
     outputs: Callable[[Tensor], Tensor],
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """The logits `(N, V, C)` of each image under each change, NaN where it cannot be made.
 
     `outputs` gives the logits `(B, C)` of pictures `(B, 3, H, W)`; `progress(images done, images)` is called after each
     batch.
     """
-    shown = ((i, v, picture) for i in range(changes.count) for v, picture in changes.pictures(i))
-    found: Tensor | None = None
-    while batch := list(islice(shown, batch_size)):
-        images, variants, pictures = zip(*batch, strict=True)
-        logits = outputs(torch.stack(pictures)).float()
-        if found is None:
-            found = logits.new_full((changes.count, len(changes.list), logits.shape[1]), torch.nan)
-        found[list(images), list(variants)] = logits
-        progress(images[-1] + 1, changes.count)
-    assert found is not None
+    made = ranks.shared(changes.count, changes.made)
+    shown = [(image, number) for image, numbers in enumerate(made) for number in numbers]
+    batches = [shown[start : start + batch_size] for start in range(0, len(shown), batch_size)]
+
+    def logits_of(batch: int) -> Tensor:
+        return outputs(torch.stack([changes.picture(*place) for place in batches[batch]])).float()
+
+    def done(batch: int, _: int) -> None:
+        progress(batches[batch - 1][-1][0] + 1, changes.count)
+
+    every = torch.cat(ranks.shared(len(batches), logits_of, done))
+    found = every.new_full((changes.count, len(changes.list), every.shape[1]), torch.nan)
+    images, numbers = zip(*shown, strict=True)
+    found[list(images), list(numbers)] = every
     return found
 
 

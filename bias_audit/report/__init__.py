@@ -197,9 +197,6 @@ def _checks(run: Run) -> list[_CheckRow]:
     rows = []
     for check in sorted(judgement.checks, key=lambda c: (c.severity != "error", _OUTCOME_RANK[c.outcome])):
         rule, e, verdict = rules[check.rule], check.estimate, verdicts.get(check.subject)
-        limits = [f"≤ {rule.max:g}"] if rule.max is not None else []
-        limits += [f"≥ {rule.min:g}"] if rule.min is not None else []
-        limits += [f"not {' or '.join(rule.forbid)}"] if rule.forbid else []
         why = check.message.removeprefix(f"{check.subject}: {verdict}. ").removeprefix(f"{e}; ")
         # A verdict weighs several estimates: no one of their counts is its own.
         n = str(e.n) if e and verdict is None else "–"
@@ -207,7 +204,7 @@ def _checks(run: Run) -> list[_CheckRow]:
             _CheckRow(
                 check,
                 str(verdict) if verdict else _interval(e),
-                " and ".join(limits),
+                rule.limit.replace("<=", "≤").replace(">=", "≥").replace("!=", "not").replace("== ", ""),
                 n,
                 why if check.outcome is Outcome.INCONCLUSIVE else "",
             )

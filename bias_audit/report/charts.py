@@ -402,7 +402,7 @@ def _limits(policy: Policy, metric: str) -> list[tuple[Rule, Line]]:
         (rule, Line(at, f"{sign} {at:g} {rule.region or rule.group or ''}".rstrip()))
         for rule in policy.rules
         if rule.metric == metric
-        for sign, at in (("≤", rule.max), ("≥", rule.min))
+        for sign, at in (("≤", rule.upper), ("≥", rule.lower))
         if at is not None
     ]
 

@@ -1,0 +1,157 @@
+"""What a YAML or TOML text says, and on which line it says it.
+
+Enters: the text of a file that people write by hand. Leaves: its content, and a function from a place in it, such as
+`("rules", 0, "op")`, to a line.
+
+Standard library and PyYAML only: the gate imports this module and must start in a blink.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import yaml
+
+Loc = tuple[str | int, ...]
+LineOf = Callable[[Loc], int | None]
+
+# What no person writes is not parsed.
+MOST_BYTES = 1 << 20
+# Each place where a TOML key may be is tried by parsing the file.
+MOST_TRIED = 200
+
+
+class Misread(Exception):
+    """What is wrong with a text that can be parsed: begins with `, line N: ` or `: `, to follow the file's name."""
+
+
+def at_line(line: int | None) -> str:
+    """The line as it follows a file's name; nothing where it is not known."""
+    return "" if line is None else f", line {line}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Truth values as in YAML 1.2: in 1.1 the key `on` is one, and so is a class called `no`."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _BOOL]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def read_yaml(text: str) -> tuple[Any, LineOf]:
+    """What a YAML text says, safely loaded, and where.
+
+    Raises:
+        Misread: a key stands twice in one mapping.
+        ValueError, yaml.YAMLError, RecursionError: it is not YAML.
+
+    Example:
+        >>> content, line_of = read_yaml("rules:\\n  - {metric: iou}\\n  - {metric: accuracy, on: point}\\n")
+        >>> content["rules"][1]["on"], line_of(("rules", 1, "on"))
+        ('point', 3)
+    """
+    root = yaml.compose(text, yaml.SafeLoader)
+    for key, line in _twice(root):
+        raise Misread(f"{at_line(line)}: {key}: stands twice: remove one")
+    content = yaml.load(text, _Loader)
+
+    def line_of(loc: Loc) -> int | None:
+        """The line of the place, or of the innermost one around it that is in the file."""
+        node, line = root, None
+        for part in loc:
+            found = dict(_children(node)).get(str(part))
+            if found is None:
+                break
+            line, node = found
+        return line
+
+    return content, line_of
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str, tuple[int, yaml.Node]]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield str(key.value), (key.start_mark.line + 1, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield str(i), (value.start_mark.line + 1, value)
+
+
+def _twice(root: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Keys that stand twice in one mapping: YAML would take the last and say nothing."""
+    # A node may be linked to from many places.
+    seen, left = set(), [root]
+    while left:
+        node = left.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        known = set()
+        for key, (line, value) in _children(node):
+            if key in known:
+                yield key, line
+            known.add(key)
+            left.append(value)
+
+
+def read_toml(text: str, table: tuple[str, ...]) -> tuple[Any, LineOf]:
+    """What a table of a TOML text says, and where.
+
+    Raises:
+        Misread: there is no such table.
+        ValueError, RecursionError: it is not TOML.
+
+    Example:
+        >>> content, line_of = read_toml("[tool.other]\\nx = 1\\n[tool.mine]\\nx = 2\\n", ("tool", "mine"))
+        >>> content["x"], line_of(("x",))
+        (2, 4)
+    """
+    content = below(tomllib.loads(text), table)
+    if content is None:
+        raise Misread(f": has no table [{'.'.join(table)}]: add it, or name another file")
+
+    def line_of(loc: Loc) -> int | None:
+        """The line of the place, or of the innermost one around it, found by renaming each key that may be it."""
+        place = (*table, *loc)
+        while place:
+            inner = below(tomllib.loads(text), place)
+            keys = [place] if isinstance(place[-1], str) else [(*place, key) for key in inner or {}]
+            lines = [line for key in keys if (line := _toml_line(text, key)) is not None]
+            if lines:
+                return min(lines)
+            place = place[:-1]
+        return None
+
+    return content, line_of
+
+
+def _toml_line(text: str, place: Loc) -> int | None:
+    """The line on which the key at `place` is written: there, a changed key changes what the file says at `place`."""
+    written = re.finditer(rf"(?<![\w-]){re.escape(str(place[-1]))}(?![\w-])", text)
+    for found in islice(written, MOST_TRIED):
+        changed = f"{text[: found.start()]}{found.group()}_{text[found.end() :]}"
+        try:
+            parsed = tomllib.loads(changed)
+        except tomllib.TOMLDecodeError:
+            continue
+        if below(parsed, (*place[:-1], f"{place[-1]}_")) is not None and below(parsed, place) is None:
+            return text.count("\n", 0, found.start()) + 1
+    return None
+
+
+def below(content: Any, place: Loc) -> Any:
+    """What stands at `place`; None where there is nothing."""
+    for part in place:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return content

@@ -1,0 +1,146 @@
+"""A policy as it stands in a file, with the line of each rule.
+
+Enters: the path of a YAML file or of a TOML file with the table `[tool.bias_audit]`, or a mapping. Leaves: a
+`PolicyFile`; or one error with the file, the line and the key.
+
+Standard library, pydantic and PyYAML only: the gate imports this module and must start in a blink.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bias_audit.located import MOST_BYTES, LineOf, Loc, Misread, at_line, below, read_toml, read_yaml
+from bias_audit.policy import SHORTHANDS, Policy, Rule, Tolerance, wrong_name
+from bias_audit.terms import Subjects
+
+TABLE = ("tool", "bias_audit")
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """A policy, the file it was read from (None: from no file), and the line of each of its rules, from 1 on."""
+
+    path: Path | None
+    policy: Policy
+    lines: tuple[int | None, ...] = ()
+
+    def line_of(self, title: str) -> int | None:
+        """The line of the rule with this title; None where it is not known."""
+        titles = [rule.title for rule in self.policy.rules]
+        return self.lines[titles.index(title)] if self.lines and title in titles else None
+
+    def check_names(self, subjects: Subjects, methods: Sequence[str]) -> None:
+        """Raise if a rule names a region, class, attribute or method that an audit does not have.
+
+        Raises:
+            ValueError: says where it stands, which name it is, and which names there are.
+        """
+        where = "policy" if self.path is None else f"policy {self.path}"
+        for i, rule in enumerate(self.policy.rules):
+            wrong = wrong_name(rule, subjects, methods)
+            if wrong:
+                key = next(
+                    (key for key in ("region", "class", "method") if wrong.startswith(f"unknown {key} ")), "group"
+                )
+                raise ValueError(f"{where}{at_line(self.line_of(rule.title))}: rules.{i}.{key}: {wrong}")
+
+
+def read_policy(source: Policy | str | Path | Mapping[str, Any] | None) -> PolicyFile:
+    """Policy from a YAML file, a TOML file (`[tool.bias_audit]`), a mapping, or None for the default.
+
+    Raises:
+        ValueError: the file cannot be read, is not YAML or TOML, or has a key or value that no policy has; the message
+            names the file, the line and the key.
+
+    Example:
+        >>> read_policy({"tolerance": 30})
+        Traceback (most recent call last):
+        ...
+        ValueError: policy: tolerance: Input should be a valid dictionary or instance of Tolerance
+    """
+    if source is None:
+        return PolicyFile(None, Policy())
+    if isinstance(source, Policy):
+        return PolicyFile(None, source)
+    if isinstance(source, Mapping):
+        return PolicyFile(None, _parse(source, "policy", lambda loc: None))
+    path = Path(source)
+    content, line_of = _read(path)
+    if not isinstance(content, Mapping):
+        kind = "nothing" if content is None else type(content).__name__
+        raise ValueError(f"policy {path}: expected a mapping with the key `rules`, got {kind}")
+    policy = _parse(content, f"policy {path}", line_of)
+    count = len(policy.rules) if "rules" in content else 0
+    return PolicyFile(path, policy, tuple(line_of(("rules", i)) for i in range(count)))
+
+
+def _read(path: Path) -> tuple[Any, LineOf]:
+    """What the file says, and where it says it."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"policy {path}: cannot be read ({error}): give the path of a YAML or TOML file") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"policy {path}: has {len(content)} bytes, a policy has at most {MOST_BYTES}")
+    try:
+        return read_toml(text, TABLE) if path.suffix == ".toml" else read_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = ' (an `op` such as ">=" or "!=" needs quotes)' if mark and _is_bare_op(text, mark.index) else ""
+        raise ValueError(
+            f"policy {path}{at_line(mark.line + 1 if mark else None)}: not valid {_kind(path)}: {error.problem}{hint}"
+        ) from error
+    except Misread as error:
+        raise ValueError(f"policy {path}{error}") from error
+    # A date that is none is a plain ValueError.
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"policy {path}: not valid {_kind(path)}: {detail}") from error
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".") or "YAML"
+
+
+def _is_bare_op(text: str, index: int) -> bool:
+    line = text[text.rfind("\n", 0, index) + 1 :].split("\n", 1)[0]
+    return re.search(r"\bop:\s*[>!]", line) is not None
+
+
+def _parse(content: Mapping[str, Any], where: str, line_of: LineOf) -> Policy:
+    try:
+        return Policy.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        # The parts of a union are no keys of the file's.
+        loc: Loc = tuple(part for part in first["loc"] if part not in ("number", "verdicts"))
+        rule = below(content, loc[:2])
+        if loc[2:3] == ("threshold",) and isinstance(rule, Mapping):
+            written = next((key for key in SHORTHANDS if rule.get(key) is not None), "threshold")
+            loc = (*loc[:2], written, *loc[3:])
+        key = ".".join(str(part) for part in loc) or "(top level)"
+        what = " ".join(first["msg"].removeprefix("Value error, ").split())
+        if first["type"] == "extra_forbidden":
+            what = _unknown_key(loc)
+        raise ValueError(f"{where}{at_line(line_of(loc))}: {key}: {what}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: is nested too deeply") from error
+
+
+def _unknown_key(loc: Loc) -> str:
+    owners: dict[str, type[BaseModel]] = {"rules": Rule, "tolerance": Tolerance}
+    owner = owners.get(str(loc[0]), Policy) if len(loc) > 1 else Policy
+    known = [field.alias or name for name, field in owner.model_fields.items()]
+    known += SHORTHANDS if owner is Rule else []
+    close = difflib.get_close_matches(str(loc[-1]), known, 1, cutoff=0.5)
+    return f"unknown key; {f'did you mean `{close[0]}`? ' if close else ''}known are: {', '.join(known)}"
