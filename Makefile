@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test test-all lint types examples bench dashboard screenshots power wheel clean
+.PHONY: demo test test-all lint types examples bench dashboard gate screenshots power wheel clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ bench: $(BENCH_INSTALLED)
 # How long an audit's pictures and page hold up a training, and how large the page gets.
 dashboard: $(INSTALLED)
 	$(BIN)/python -m benchmarks.dashboard
+
+# How long the gate takes on a large run.
+gate: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gate
 
 # Pictures for the README: train, then look at the page.
 screenshots: demo
