@@ -77,11 +77,12 @@ def gate(
     Exit codes: 0 passed, 1 violated, 2 wrong usage, configuration or an error, 3 inconclusive.
     """
     from bias_audit.gate import judge_source
-    from bias_audit.outputs import destinations, write
+    from bias_audit.outputs import clear, destinations, write
     from bias_audit.policy_file import read_policy
     from bias_audit.sources import audited
 
     where = destinations(format or [], output or [])
+    clear(where)
     rules = None if policy is None else read_policy(policy)
     opened = None
     if model is not None and data is not None:

@@ -188,6 +188,6 @@ def _closing_table(runs: list[DemoRun]) -> Table:
     table.add_section()
     for index, finding in enumerate(last[0].judgement.findings):
         verdicts = [audit.judgement.findings[index].verdict for audit in last]
-        table.add_row(f"verdict on {finding.kind} {finding.name}", *verdicts)
+        table.add_row(finding.subject, *verdicts)
     table.add_row("gate", *(f"[bold]{run.result.outcome} (exit code {run.result.exit_code})[/bold]" for run in runs))
     return table

@@ -43,6 +43,11 @@ class Finding:
     possible: tuple[Verdict, ...]
     samples_to_settle: int | None = None
 
+    @property
+    def subject(self) -> str:
+        """What it is about, as checks name it."""
+        return f"verdict on {self.kind} {self.name}"
+
     def _repr_html_(self) -> str:
         from bias_audit.notebook import finding_html
 

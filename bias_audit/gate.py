@@ -3,7 +3,8 @@
 Enters: a `Run`, a `Policy`, and perhaps a baseline. Leaves: a `GateResult`: held only on evidence, and on any doubt
 inconclusive.
 
-Neither torch nor NumPy is imported unless a rule is violated: then the images that weigh most are looked up.
+NumPy is imported only where a rule is violated, to look up the images that weigh most, or compared with a baseline;
+torch never is.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from bias_audit.history import Change, Onset, onsets
 from bias_audit.policy import Policy, Rule
 from bias_audit.policy_file import PolicyFile, read_policy
-from bias_audit.records import AuditSummary, MissingEvidenceError, Run, read_run
-from bias_audit.terms import Estimate, Outcome
-from bias_audit.verdict import Check, Judgement, judge, least_samples
+from bias_audit.records import SAMPLES, AuditSummary, MissingEvidenceError, Run, read_run
+from bias_audit.terms import EXPLAINER_METRICS, Estimate, Outcome
+from bias_audit.verdict import Check, Judgement, judge, least_samples, unrecorded
 
 if TYPE_CHECKING:
     from bias_audit.baseline import Baseline, Beside
+    from bias_audit.pairing import SampleColumns
     from bias_audit.worst import WorstImages
 
 FailOn = Literal["error", "warn"]
@@ -41,8 +43,7 @@ class GateCheck:
     `since` is the step of the audit from which on it has been violated without a break, None where it is not violated.
     `worst` are the ids of the images that weigh most in it, at most five, those first that weigh most. `line` is that
     of its rule in the policy's file. For a rule with `max_regression`, `baseline` is the estimate of the baseline, and
-    `change` by how
-    much it is worse now.
+    `change` by how much it is worse now.
     """
 
     check: Check
@@ -128,8 +129,9 @@ def run_gate(
     judged = _Judged(run, file.policy)
     asked = _Asked(judged, None if baseline is None else baseline.beside(run, file.policy), checkpoint_step)
     # Without an audit there is one doubt, not one for each rule.
-    checks = [_explained(judged, file, c, index) for c, index in asked.checks()] if judged.trained else []
-    found = (*doubts, *_doubts(judged, checkpoint_step))
+    made = tuple(asked.checks()) if judged.trained else ()
+    found = (*doubts, *_doubts(judged, {index for _, index in made if index is not None}, checkpoint_step))
+    checks = [_explained(judged, file, c, index, asked.beside) for c, index in made]
     last = judged.trained[-1] if judged.trained else None
     result = GateResult(
         Outcome.INCONCLUSIVE,
@@ -206,7 +208,9 @@ def judge_source(
                 doubts=doubts,
             )
     except MissingEvidenceError as error:
-        return no_evidence(source, str(error), file, on_inconclusive=on_inconclusive, exit_zero=exit_zero)
+        return no_evidence(
+            source, str(error), file, fail_on=fail_on, on_inconclusive=on_inconclusive, exit_zero=exit_zero
+        )
 
 
 def no_evidence(
@@ -214,6 +218,7 @@ def no_evidence(
     reason: str,
     policy: Rules = None,
     *,
+    fail_on: FailOn = "error",
     on_inconclusive: OnInconclusive = "fail",
     exit_zero: bool = False,
 ) -> GateResult:
@@ -232,6 +237,7 @@ def no_evidence(
         None,
         (),
         (reason,),
+        fail_on=fail_on,
         on_inconclusive=on_inconclusive,
         exit_zero=exit_zero,
     )
@@ -252,7 +258,12 @@ def _order(c: GateCheck) -> tuple[bool, int]:
     return c.check.severity != "error", _GRAVITY[c.check.outcome]
 
 
-def _doubts(judged: _Judged, checkpoint_step: int | None) -> Iterator[str]:
+def _doubts(judged: _Judged, asked: set[int], checkpoint_step: int | None) -> Iterator[str]:
+    """Why a run is no evidence, or not of what is to be merged; `asked` are the audits that the checks rest on.
+
+    Raises:
+        RecordError: what such an audit measured is damaged.
+    """
     run = judged.run
     if run.failed:
         yield run.failed
@@ -264,12 +275,21 @@ def _doubts(judged: _Judged, checkpoint_step: int | None) -> Iterator[str]:
         yield "no audit was recorded" if not run.audits else "only the audit before training was recorded"
         return
     last = judged.trained[-1]
-    if checkpoint_step is not None and run.audits[last].step < checkpoint_step:
+    ats = {rule.at for rule in judged.policy.rules}
+    step = run.audits[last].step
+    if checkpoint_step is not None and step < checkpoint_step:
+        yield f"the evidence is stale: the last audit is of step {step}, the checkpoint of step {checkpoint_step}"
+    elif checkpoint_step is not None and step > checkpoint_step and "last" in ats:
         yield (
-            f"the evidence is stale: the last audit is of step {run.audits[last].step}, the checkpoint of step "
-            f"{checkpoint_step}"
+            f"the last audit is of step {step}, the checkpoint of step {checkpoint_step}: not what is to be merged is "
+            "judged; rules with `at: checkpoint` are judged at the checkpoint's step"
         )
-    for index in judged.used:
+    if "every" in ats and not run.failed:
+        yield from (f"the audit at step {failed} failed" for failed in run.failed_steps)
+    if not (run.path / SAMPLES).is_file():
+        yield f"{run.path / SAMPLES} is missing: the run directory is incomplete"
+    for index in sorted(asked):
+        run.verify(index)
         count = run.samples(index)
         if count is not None and count < run.manifest.samples_audited:
             yield (
@@ -292,14 +312,11 @@ class _Judged:
 
         return WorstImages(self.run)
 
-    @property
-    def used(self) -> list[int]:
-        """The audits that were asked for, in order of time."""
-        return sorted(self._known)
-
     def at(self, index: int) -> Judgement:
         if index not in self._known:
-            self._known[index] = judge(self.run.audits[index].estimates, self.run.manifest.subjects, self.policy)
+            manifest = self.run.manifest
+            estimates = self.run.audits[index].estimates
+            self._known[index] = judge(estimates, manifest.subjects, self.policy, manifest.methods)
         return self._known[index]
 
     def since(self, index: int, check: Check) -> int:
@@ -328,16 +345,38 @@ class _Asked:
             for index in indices:
                 found = [GateCheck(check) for check in self.judged.at(index).checks if check.rule == rule.title]
                 found += self._regressions(rule, index) if rule.max_regression is not None else []
-                step = self.judged.run.audits[index].step
-                yield from ((replace(c, check=replace(c.check, step=step)), index) for c in found)
+                for c in found:
+                    check = self._of_now(rule, c.check, index)
+                    if check is not None:
+                        yield replace(c, check=replace(check, step=self.judged.run.audits[index].step)), index
+
+    def _of_now(self, rule: Rule, check: Check, index: int) -> Check | None:
+        """The check, which does not hold by what an earlier model showed; None where that is judged by itself."""
+        finding = self.judged.at(index).finding(check)
+        evidence = (check.estimate,) if finding is None else finding.evidence
+        # How fit a method is changes little while a model trains, and is tested anew in the end.
+        age = max((e.age for e in evidence if e is not None and e.metric not in EXPLAINER_METRICS), default=0)
+        if rule.at == "every" and finding is None and age:
+            return None
+        if not age or check.outcome is not Outcome.HELD:
+            return check
+        since = self.judged.run.audits[max(0, index - age)].step
+        why = f"but this rests on what was measured at step {since}, {age} audits before what is judged"
+        return replace(check, outcome=Outcome.INCONCLUSIVE, message=f"{check.message}; {why}")
 
     def _regressions(self, rule: Rule, index: int) -> list[GateCheck]:
         if self.beside is None:
             return [GateCheck(_unknown(rule, rule.title, "the gate was given no baseline: name one with --baseline"))]
         least = least_samples(rule, self.judged.policy)
+        manifest, estimates = self.judged.run.manifest, self.judged.run.audits[index].estimates
+        # A threshold has found them already.
+        missing = unrecorded(rule, estimates, manifest.subjects, manifest.methods) if rule.threshold is None else []
         return [
-            GateCheck(found.check(least), baseline=found.before, change=found.worse)
-            for found in self.beside.regressions(rule, index)
+            *(GateCheck(check) for check in missing),
+            *(
+                GateCheck(found.check(least), baseline=found.before, change=found.worse)
+                for found in self.beside.regressions(rule, index)
+            ),
         ]
 
     def _audits(self, rule: Rule) -> tuple[Sequence[int], str]:
@@ -360,21 +399,23 @@ def _unknown(rule: Rule, subject: str, reason: str) -> Check:
     return Check(rule.title, subject, Outcome.INCONCLUSIVE, rule.severity, f"{rule.title}: {reason}")
 
 
-def _explained(judged: _Judged, file: PolicyFile, found: GateCheck, index: int | None) -> GateCheck:
+def _explained(
+    judged: _Judged, file: PolicyFile, found: GateCheck, index: int | None, beside: Beside | None
+) -> GateCheck:
     """A check with what a person needs to act on it."""
     found = replace(found, line=file.line_of(found.check.rule))
     if found.check.outcome is not Outcome.VIOLATED or index is None:
         return found
     # A regression is from the baseline, whatever earlier audits say.
     since = None if found.change is not None else judged.since(index, found.check)
-    return replace(found, since=since, worst=_worst(judged, index, found.check))
+    before = beside.baseline.samples.columns if beside is not None and found.change is not None else None
+    return replace(found, since=since, worst=_worst(judged, index, found.check, before))
 
 
-def _worst(judged: _Judged, index: int, check: Check) -> tuple[str, ...]:
+def _worst(judged: _Judged, index: int, check: Check, before: SampleColumns | None) -> tuple[str, ...]:
     """The images to look at first; of a verdict on a region those of what was measured there."""
-    e = check.estimate
-    finding = next((f for f in judged.at(index).findings if check.subject == f"verdict on {f.kind} {f.name}"), None)
+    e, finding = check.estimate, judged.at(index).finding(check)
     if finding is not None:
         e = next((e for e in finding.evidence if e.region is not None), e)
     too_low = next(rule.op in (">", ">=") for rule in judged.policy.rules if rule.title == check.rule)
-    return () if e is None else judged.worst.of(index, e, WORST, too_low)
+    return () if e is None else judged.worst.of(index, e, WORST, too_low, before)

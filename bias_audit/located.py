@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -118,33 +119,37 @@ def read_toml(text: str, table: tuple[str, ...]) -> tuple[Any, LineOf]:
     if content is None:
         raise Misread(f": has no table [{'.'.join(table)}]: add it, or name another file")
 
+    @cache
+    def renamed(start: int, end: int) -> Any:
+        """What the text says with another name between `start` and `end`; None where it is not TOML then."""
+        try:
+            return tomllib.loads(f"{text[:end]}_{text[end:]}")
+        except tomllib.TOMLDecodeError:
+            return None
+
+    def line_of_key(place: Loc) -> int | None:
+        """The line of the key at `place`: there, another name changes what the text says at `place`."""
+        written = re.finditer(rf"(?<![\w-]){re.escape(str(place[-1]))}(?![\w-])", text)
+        for found in islice(written, MOST_TRIED):
+            parsed = renamed(*found.span())
+            if below(parsed, (*place[:-1], f"{place[-1]}_")) is not None and below(parsed, place) is None:
+                return text.count("\n", 0, found.start()) + 1
+        return None
+
     def line_of(loc: Loc) -> int | None:
-        """The line of the place, or of the innermost one around it, found by renaming each key that may be it."""
+        """The line of the place, or of the innermost one around it."""
         place = (*table, *loc)
         while place:
-            inner = below(tomllib.loads(text), place)
-            keys = [place] if isinstance(place[-1], str) else [(*place, key) for key in inner or {}]
-            lines = [line for key in keys if (line := _toml_line(text, key)) is not None]
-            if lines:
-                return min(lines)
+            inner = below(content, place[len(table) :])
+            # An item of a list begins with its first key.
+            first = next(iter(inner), None) if isinstance(inner, dict) else None
+            line = line_of_key(place if isinstance(place[-1], str) or first is None else (*place, first))
+            if line is not None:
+                return line
             place = place[:-1]
         return None
 
     return content, line_of
-
-
-def _toml_line(text: str, place: Loc) -> int | None:
-    """The line on which the key at `place` is written: there, a changed key changes what the file says at `place`."""
-    written = re.finditer(rf"(?<![\w-]){re.escape(str(place[-1]))}(?![\w-])", text)
-    for found in islice(written, MOST_TRIED):
-        changed = f"{text[: found.start()]}{found.group()}_{text[found.end() :]}"
-        try:
-            parsed = tomllib.loads(changed)
-        except tomllib.TOMLDecodeError:
-            continue
-        if below(parsed, (*place[:-1], f"{place[-1]}_")) is not None and below(parsed, place) is None:
-            return text.count("\n", 0, found.start()) + 1
-    return None
 
 
 def below(content: Any, place: Loc) -> Any:

@@ -7,10 +7,11 @@ Standard library and pydantic only: the gate imports this module and must start 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -22,6 +23,7 @@ from bias_audit.terms import (
     REGION_METRICS,
     REMAINDER,
     ROLES,
+    UNBOUNDED_METRICS,
     AssociationMetric,
     ExplainerMetric,
     GroupMetric,
@@ -32,6 +34,7 @@ from bias_audit.terms import (
 )
 
 Metric = Literal[RegionMetric, GroupMetric, ExplainerMetric, InterventionMetric, AssociationMetric, "verdict"]
+METRICS: tuple[str, ...] = get_args(Metric)
 Op = Literal["<", "<=", ">", ">=", "==", "!="]
 
 # What is measured by removing a region, and so needs one.
@@ -105,7 +108,7 @@ class Rule(_Strict):
     on: Literal["interval", "point"] = "interval"
     at: Literal["last", "best", "every", "checkpoint"] = "last"
     severity: Literal["error", "warn"] = "error"
-    min_samples: Annotated[int | None, Field(ge=1)] = None
+    min_samples: Annotated[int | None, Field(ge=1), BeforeValidator(_number)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -116,18 +119,25 @@ class Rule(_Strict):
         # As an earlier version recorded a limit that was not set.
         given = [key for key in SHORTHANDS if content.get(key) not in (None, [], ())]
         if not given:
+            limit, metric = content.get("threshold"), content.get("metric")
+            if isinstance(limit, str) and metric != "verdict" and _kind_of_threshold(limit) != "number":
+                raise ValueError(f"`threshold` takes a number, got {reprlib.repr(limit)}")
             return {key: value for key, value in content.items() if key not in SHORTHANDS}
         also = [key for key in ("op", "threshold") if content.get(key) is not None]
         if len(given) + len(also) > 1:
             raise ValueError(f"got {' and '.join((*given, *also))}: a rule has one limit; write two rules for two")
         (key,) = given
         if (key == "forbid") is (_kind_of_threshold(content[key]) == "number"):
-            raise ValueError(f"`{key}` takes {'verdicts' if key == 'forbid' else 'a number'}, got {content[key]!r}")
+            takes = "verdicts" if key == "forbid" else "a number"
+            # An alias may stand for more than fits into memory.
+            raise ValueError(f"`{key}` takes {takes}, got {reprlib.repr(content[key])}")
         written = {name: value for name, value in content.items() if name not in SHORTHANDS}
         return written | {"op": SHORTHANDS[key], "threshold": content[key]}
 
     @model_validator(mode="after")
     def _complete(self) -> Rule:
+        if self.op is None and self.max_regression is not None:
+            raise ValueError('`max_regression` needs `op`: "<=" where more is worse, ">=" where less is worse')
         if self.op is None:
             raise ValueError(
                 f"a rule on `{self.metric}` needs `op` and `threshold`, such as "
@@ -148,8 +158,11 @@ class Rule(_Strict):
             )
         if self.class_name or self.method:
             raise ValueError("a rule on `verdict` takes neither `class` nor `method`: a verdict weighs all of them")
-        if self.max_regression is not None or self.on == "point":
-            raise ValueError("a rule on `verdict` takes neither `max_regression` nor `on: point`: it has no number")
+        if self.max_regression is not None or self.on == "point" or self.min_samples is not None:
+            raise ValueError(
+                "a rule on `verdict` takes none of `max_regression`, `on: point` and `min_samples`: it has no number; "
+                "verdicts are judged by the policy's `min_samples`"
+            )
         return self
 
     def _complete_number(self) -> Rule:
@@ -159,6 +172,11 @@ class Rule(_Strict):
             raise ValueError(f"the `threshold` of `{self.metric}` is a number, got {', '.join(self.threshold)}")
         if self.threshold is None and self.max_regression is None:
             raise ValueError(f"a rule on `{self.metric}` needs `threshold`, or `max_regression` for a baseline")
+        for key, limit in (("threshold", self.threshold), ("max_regression", self.max_regression)):
+            if limit is not None and abs(limit) > 1 and self.metric not in UNBOUNDED_METRICS:
+                raise ValueError(f"`{self.metric}` lies within -1 and 1, got `{key}` {limit:g}: write 0.05 for 5 %")
+        if self.method is not None and self.metric not in (*REGION_METRICS, *EXPLAINER_METRICS):
+            raise ValueError(f"`{self.metric}` is not measured by an explanation method: remove `method`")
         if (self.metric in REGION_METRICS or self.metric.startswith(_OF_REMOVAL)) and self.region is None:
             raise ValueError(
                 f"a rule on `{self.metric}` needs `region`: a region's name or a role ({', '.join(ROLES)})"
@@ -187,11 +205,13 @@ class Rule(_Strict):
 
     @property
     def forbidden(self) -> tuple[Verdict, ...]:
-        """The verdicts that violate the rule; () for a rule on numbers."""
+        """The verdicts that violate the rule, `reliance` where `suspected` does; () for a rule on numbers."""
         if not isinstance(self.threshold, tuple):
             return ()
         if self.op == "!=":
-            return self.threshold
+            # What is worse than suspicion is not allowed where suspicion is not.
+            worse = (Verdict.RELIANCE,) if Verdict.SUSPECTED in self.threshold else ()
+            return tuple(dict.fromkeys((*self.threshold, *worse)))
         return tuple(v for v in Verdict if v not in (*self.threshold, Verdict.INCONCLUSIVE))
 
     @property
@@ -229,14 +249,14 @@ class Tolerance(_Strict):
     how much better than chance an attribute can be read from a region's pixels, for the region to show it.
     """
 
-    enrichment: Annotated[float, Field(gt=0)] = 1.0
-    accuracy_gap: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    randomisation_similarity: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    removal_flips: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    removal_contrast: Annotated[float, Field(gt=0)] = 0.1
-    swap_gap: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    association: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    region_probe_gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    enrichment: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 1.0
+    accuracy_gap: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = 0.1
+    randomisation_similarity: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)] = 0.7
+    removal_flips: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)] = 0.05
+    removal_contrast: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 0.1
+    swap_gap: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = 0.1
+    association: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = 0.1
+    region_probe_gain: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = 0.1
 
 
 _FORBIDDEN: tuple[tuple[Verdict, Literal["error", "warn"]], ...] = (
@@ -264,7 +284,7 @@ class Policy(_Strict):
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = _DEFAULT_RULES
     tolerance: Tolerance = Tolerance()
-    min_samples: Annotated[int, Field(ge=1)] = 20
+    min_samples: Annotated[int, Field(ge=1), BeforeValidator(_number)] = 20
 
     @model_validator(mode="after")
     def _distinct(self) -> Policy:
@@ -314,6 +334,9 @@ def wrong_name(rule: Rule, subjects: Subjects, methods: Sequence[str] | None = N
     attributes = dict(subjects.attributes)
     if rule.region is not None and rule.region not in regions and rule.region not in ROLES:
         return f"unknown region {rule.region!r}; the audit set has {_list(regions)}, the roles are {', '.join(ROLES)}"
+    role = dict(subjects.regions).get(rule.region or "", rule.region)
+    if rule.metric == "verdict" and role not in (None, "spurious"):
+        return f"region {rule.region!r}: verdicts are on spurious regions and on attributes"
     if rule.class_name not in (None, EACH, *subjects.classes):
         return f"unknown class {rule.class_name!r}; the audit set has {_list(subjects.classes)}"
     if methods is not None and rule.method not in (None, *methods):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bias_audit.located import MOST_BYTES, LineOf, Loc, Misread, at_line, below, read_toml, read_yaml
-from bias_audit.policy import SHORTHANDS, Policy, Rule, Tolerance, wrong_name
+from bias_audit.policy import METRICS, SHORTHANDS, Policy, Rule, Tolerance, wrong_name
 from bias_audit.terms import Subjects
 
 TABLE = ("tool", "bias_audit")
@@ -27,16 +27,16 @@ TABLE = ("tool", "bias_audit")
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """A policy, the file it was read from (None: from no file), and the line of each of its rules, from 1 on."""
+    """A policy, the file it was read from (None: from no file), and where in it a thing stands."""
 
     path: Path | None
     policy: Policy
-    lines: tuple[int | None, ...] = ()
+    _line_of: LineOf = field(default=lambda loc: None, compare=False, repr=False)
 
     def line_of(self, title: str) -> int | None:
-        """The line of the rule with this title; None where it is not known."""
+        """The line of the rule with this title, from 1 on; None where it is not known."""
         titles = [rule.title for rule in self.policy.rules]
-        return self.lines[titles.index(title)] if self.lines and title in titles else None
+        return self._line_of(("rules", titles.index(title))) if title in titles else None
 
     def check_names(self, subjects: Subjects, methods: Sequence[str]) -> None:
         """Raise if a rule names a region, class, attribute or method that an audit does not have.
@@ -48,10 +48,9 @@ class PolicyFile:
         for i, rule in enumerate(self.policy.rules):
             wrong = wrong_name(rule, subjects, methods)
             if wrong:
-                key = next(
-                    (key for key in ("region", "class", "method") if wrong.startswith(f"unknown {key} ")), "group"
-                )
-                raise ValueError(f"{where}{at_line(self.line_of(rule.title))}: rules.{i}.{key}: {wrong}")
+                keys = ("region", "class", "method")
+                key = next((key for key in keys if wrong.startswith((f"unknown {key} ", f"{key} "))), "group")
+                raise ValueError(f"{where}{at_line(self._line_of(('rules', i, key)))}: rules.{i}.{key}: {wrong}")
 
 
 def read_policy(source: Policy | str | Path | Mapping[str, Any] | None) -> PolicyFile:
@@ -65,7 +64,7 @@ def read_policy(source: Policy | str | Path | Mapping[str, Any] | None) -> Polic
         >>> read_policy({"tolerance": 30})
         Traceback (most recent call last):
         ...
-        ValueError: policy: tolerance: Input should be a valid dictionary or instance of Tolerance
+        ValueError: policy: tolerance: expected a mapping
     """
     if source is None:
         return PolicyFile(None, Policy())
@@ -78,9 +77,7 @@ def read_policy(source: Policy | str | Path | Mapping[str, Any] | None) -> Polic
     if not isinstance(content, Mapping):
         kind = "nothing" if content is None else type(content).__name__
         raise ValueError(f"policy {path}: expected a mapping with the key `rules`, got {kind}")
-    policy = _parse(content, f"policy {path}", line_of)
-    count = len(policy.rules) if "rules" in content else 0
-    return PolicyFile(path, policy, tuple(line_of(("rules", i)) for i in range(count)))
+    return PolicyFile(path, _parse(content, f"policy {path}", line_of), line_of)
 
 
 def _read(path: Path) -> tuple[Any, LineOf]:
@@ -93,7 +90,7 @@ def _read(path: Path) -> tuple[Any, LineOf]:
     if len(content) > MOST_BYTES:
         raise ValueError(f"policy {path}: has {len(content)} bytes, a policy has at most {MOST_BYTES}")
     try:
-        return read_toml(text, TABLE) if path.suffix == ".toml" else read_yaml(text)
+        return read_toml(text, TABLE) if path.suffix.lower() == ".toml" else read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = ' (an `op` such as ">=" or "!=" needs quotes)' if mark and _is_bare_op(text, mark.index) else ""
@@ -121,7 +118,8 @@ def _parse(content: Mapping[str, Any], where: str, line_of: LineOf) -> Policy:
     try:
         return Policy.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelt is missing as well: what it is has more to tell.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         # The parts of a union are no keys of the file's.
         loc: Loc = tuple(part for part in first["loc"] if part not in ("number", "verdicts"))
         rule = below(content, loc[:2])
@@ -129,12 +127,22 @@ def _parse(content: Mapping[str, Any], where: str, line_of: LineOf) -> Policy:
             written = next((key for key in SHORTHANDS if rule.get(key) is not None), "threshold")
             loc = (*loc[:2], written, *loc[3:])
         key = ".".join(str(part) for part in loc) or "(top level)"
-        what = " ".join(first["msg"].removeprefix("Value error, ").split())
+        what = _EXPECTED.get(first["type"], " ".join(first["msg"].removeprefix("Value error, ").split()))
         if first["type"] == "extra_forbidden":
             what = _unknown_key(loc)
+        if loc[2:] == ("metric",) and isinstance(first["input"], str):
+            close = difflib.get_close_matches(first["input"], METRICS, 1, cutoff=0.5)
+            what = f"unknown metric {first['input'][:40]!r}{f'; did you mean `{close[0]}`?' if close else f': {what}'}"
         raise ValueError(f"{where}{at_line(line_of(loc))}: {key}: {what}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: is nested too deeply") from error
+
+
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "model_type": "expected a mapping",
+    "too_short": "expected at least 1, got none",
+}
 
 
 def _unknown_key(loc: Loc) -> str:

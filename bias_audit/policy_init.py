@@ -122,7 +122,8 @@ def _proposed(audit: AuditSummary, subjects: Subjects, policy: Policy) -> Iterat
         if low is not None:
             yield what, {"metric": metric, **names, "op": ">=", "threshold": low}, False
     for attribute in attributes:
-        yield what, at_most(tolerance.accuracy_gap, "accuracy_gap", group=attribute), False
+        # Within each class: over all of them gaps of opposite sign cancel.
+        yield what, at_most(tolerance.accuracy_gap, "accuracy_gap", group=attribute, **{"class": EACH}), False
 
     what = "How far attribute and label go together in the training data, as Cramér's V."
     for attribute in attributes:

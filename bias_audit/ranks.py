@@ -6,6 +6,7 @@ all pieces on every rank, in their order; or an exception on every rank, whichev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 T = TypeVar("T")
+# Where in its own source a backend noticed, which it puts before what it says.
+_SOURCE = re.compile(r"\[[^\[\]]*\.\w+:\d+\]\s*")
 
 
 class RankError(ValueError):
@@ -75,7 +78,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What raises on one rank inside raises on all: none waits for a rank that will not come.
+        """What raises on one rank inside raises on all: none waits for a rank that will not come. So does `sys.exit`.
 
         Inside, the ranks call `shared` in the same order. Contexts of this kind do not nest.
 
@@ -86,7 +89,7 @@ class Ranks:
             yield
         except RankError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.world > 1:
                 known = isinstance(error, ValueError | OSError)
                 self._exchange(None, f"{'' if known else f'{type(error).__name__}: '}{error}", own=True)
@@ -103,7 +106,8 @@ class Ranks:
         except Exception as error:
             if own:
                 return []
-            raise RankError(f"another rank is gone: {error}") from error
+            why = _SOURCE.sub("", str(error)).partition("\n")[0]
+            raise RankError(f"another rank is gone: {why}") from error
         for rank, (said, _) in enumerate(found):
             if said is not None and not own:
                 raise RankError(f"{said} (on rank {rank} of {self.world})")

@@ -260,7 +260,7 @@ class Run:
     `audits` are in order of time, without their scores. `torn` says that the last line was cut off while it was
     written; `failed` why the latest audit is not the last word: one after it failed, or training broke off with an
     error; `ended` that training is over. `best_step` is the step of the checkpoint that training calls its best, None
-    where it monitors nothing.
+    where it monitors nothing. `failed_steps` are those at which an audit failed, a later one or not.
     """
 
     path: Path
@@ -271,6 +271,7 @@ class Run:
     failed: str = ""
     _arrays: tuple[_Line, ...] = ()
     _bests: tuple[int, ...] = ()
+    failed_steps: tuple[int, ...] = ()
 
     @property
     def best_step(self) -> int | None:
@@ -300,6 +301,14 @@ class Run:
             RecordError: `samples.npz` is missing or cannot be read.
         """
         return _read_annotations(self.path / SAMPLES)
+
+    def verify(self, index: int) -> None:
+        """Raise unless the arrays of audit `index` are those that were recorded.
+
+        Raises:
+            RecordError: their file is missing, truncated or changed.
+        """
+        _read_arrays(self.path, self._arrays[index])
 
     def samples(self, index: int) -> int | None:
         """How many samples audit `index` holds the scores of; None where its record does not say."""
@@ -487,6 +496,7 @@ def read_run(path: str | Path) -> Run:
     lines, torn = _parse_lines(root / AUDITS, content)
     kept: list[_Line] = []
     bests: list[int] = []
+    failures: list[int] = []
     ended, failed = False, ""
     for line in lines:
         if line.kind == "best" and line.step is not None:
@@ -499,16 +509,18 @@ def read_run(path: str | Path) -> Run:
             failed = ""
         elif line.kind == "failed":
             failed = f"the audit at step {line.step} failed: {line.reason}"
+            failures += [line.step] if line.step is not None else []
         elif line.kind == "end" and line.reason:
             failed = f"training broke off with {line.reason}"
         elif line.kind == "rewind" and line.step is not None:
             failed, limit = "", line.step
             kept = [k for k in kept if k.audit is not None and _stays(k.audit, limit)]
             bests = [best for best in bests if best <= limit]
+            failures = [step for step in failures if step <= limit]
     for line in kept:
         _check_arrays(root, line)
     audits = tuple(line.audit for line in kept if line.audit is not None)
-    return Run(root, manifest, audits, torn, ended, failed, tuple(kept), tuple(bests))
+    return Run(root, manifest, audits, torn, ended, failed, tuple(kept), tuple(bests), tuple(failures))
 
 
 def _stays(audit: AuditSummary, step: int) -> bool:
@@ -575,7 +587,7 @@ def _array_path(root: Path, line: _Line) -> Path:
     return root / name
 
 
-def _read_scores(root: Path, line: _Line) -> SampleScores:
+def _read_arrays(root: Path, line: _Line) -> tuple[Path, bytes]:
     path = _array_path(root, line)
     try:
         content = path.read_bytes()
@@ -583,6 +595,11 @@ def _read_scores(root: Path, line: _Line) -> SampleScores:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     if _sha256(content) != line.arrays_sha256:
         raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
+    return path, content
+
+
+def _read_scores(root: Path, line: _Line) -> SampleScores:
+    path, content = _read_arrays(root, line)
     arrays = load_npz(path, content, tuple(f.name for f in fields(SampleScores)))
     for name in ("metrics", "methods", "regions", "ids", "effect_metrics"):
         arrays[name] = tuple(str(x) for x in arrays[name])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -97,10 +96,9 @@ def audited(
         ...     run = read_run(path)
     """
     from bias_audit.callbacks.running import RunOptions, audit_checkpoint
-    from bias_audit.data.declared import imported
+    from bias_audit.data.declared import import_from_here, imported
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    import_from_here()
     written = hasattr(imported(model, "--model"), "load_from_checkpoint")
     path = Path(source)
     with nullcontext(out) if out is not None else TemporaryDirectory(prefix="bias-audit-") as folder:

@@ -105,6 +105,20 @@ COMPARING_METRICS = (
 EXPLAINER_METRICS: tuple[ExplainerMetric, ...] = get_args(ExplainerMetric)
 
 
+# All others are shares, or differences or correlations of them: between -1 and 1.
+UNBOUNDED_METRICS = (
+    "enrichment",
+    "removal_effect",
+    "removal_score",
+    "removal_margin",
+    "removal_contrast",
+    "control_effect",
+    "control_score",
+    "control_margin",
+    "relative_foreground_sensitivity",
+)
+
+
 class Verdict(StrEnum):
     """What the evidence says of one region or attribute."""
 

@@ -57,14 +57,21 @@ class Judgement:
         # A policy whose rules matched nothing has shown nothing.
         return Outcome.HELD if outcomes == {Outcome.HELD} else Outcome.INCONCLUSIVE
 
+    def finding(self, check: Check) -> Finding | None:
+        """The finding that a check of a rule on `verdict` is about; None of other checks."""
+        return next((finding for finding in self.findings if finding.subject == check.subject), None)
+
     @property
     def violations(self) -> tuple[Check, ...]:
         """The violated checks of severity `error`."""
         return tuple(c for c in self.checks if c.severity == "error" and c.outcome is Outcome.VIOLATED)
 
 
-def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> Judgement:
+def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy, methods: Sequence[str] = ()) -> Judgement:
     """Findings and rule outcomes for one audit's estimates.
+
+    Args:
+        methods: the explanation methods that an estimate of a region is expected of; by default those that have one.
 
     A rule that asks for no more than `max_regression` gives no check here: that takes a baseline, which the gate has.
 
@@ -73,12 +80,19 @@ def judge(estimates: Sequence[Estimate], subjects: Subjects, policy: Policy) -> 
     """
     policy.check_names(subjects)
     findings = find(estimates, subjects, policy)
-    checks = tuple(check for rule in policy.rules for check in _apply(rule, estimates, findings, subjects, policy))
+    checks = tuple(
+        check for rule in policy.rules for check in _apply(rule, estimates, findings, subjects, policy, methods)
+    )
     return Judgement(findings, checks)
 
 
 def _apply(
-    rule: Rule, estimates: Sequence[Estimate], findings: Sequence[Finding], subjects: Subjects, policy: Policy
+    rule: Rule,
+    estimates: Sequence[Estimate],
+    findings: Sequence[Finding],
+    subjects: Subjects,
+    policy: Policy,
+    methods: Sequence[str],
 ) -> list[Check]:
     if rule.metric == "verdict":
         if rule.region is not None:
@@ -98,8 +112,7 @@ def _apply(
             _check_limit(rule, e, least_samples(rule, policy), x)
             for e, x in _witnesses(rule, found, explainers(estimates, policy))
         ]
-        if found:
-            checks += [_check_missing(rule, *names) for names in wanted.missing(found)]
+        checks += unrecorded(rule, found, subjects, methods)
     return checks or [nothing_recorded(rule)]
 
 
@@ -114,6 +127,18 @@ def matched(rule: Rule, estimates: Sequence[Estimate], subjects: Subjects) -> tu
     """
     wanted = _Wanted(rule, subjects)
     return tuple(e for e in estimates if wanted.matches(e))
+
+
+def unrecorded(
+    rule: Rule, estimates: Sequence[Estimate], subjects: Subjects, methods: Sequence[str] = ()
+) -> list[Check]:
+    """A check for each class, group and method that a rule on numbers is about and has no estimate for.
+
+    Where it has none at all that is `nothing_recorded`, and this list is empty.
+    """
+    wanted = _Wanted(rule, subjects)
+    found = [e for e in estimates if wanted.matches(e)]
+    return [_check_missing(rule, *names) for names in wanted.missing(found, methods)] if found else []
 
 
 def least_samples(rule: Rule, policy: Policy) -> int:
@@ -131,6 +156,10 @@ def _regions(rule: Rule, subjects: Subjects) -> tuple[str | None, ...]:
     return subjects.regions_with(rule.region) if rule.region in ROLES else (rule.region,)
 
 
+# Region, class, group and method.
+_Names = tuple[str | None, str | None, str | None, str | None]
+
+
 class _Wanted:
     """Which estimates a rule is about."""
 
@@ -142,15 +171,17 @@ class _Wanted:
         if rule.group is not None and "=" not in rule.group and each_value:
             self.groups = {f"{rule.group}={value}" for value in subjects.values_of(rule.group)}
 
-    def missing(self, found: Sequence[Estimate]) -> list[tuple[str | None, str | None, str | None]]:
-        """Region, class and group of what the rule is about and nothing was recorded for."""
-        there = {(e.region, e.class_name, e.group) for e in found}
+    def missing(self, found: Sequence[Estimate], methods: Sequence[str]) -> list[_Names]:
+        """Region, class, group and method of what the rule is about and nothing was recorded for."""
+        by_method = self.rule.metric in REGION_METRICS and self.rule.method is None and methods
+        there = {(e.region, e.class_name, e.group, e.method if by_method else None) for e in found}
         return [
-            (region, class_name, group)
+            names
             for region in sorted(self.regions, key=str)
             for class_name in self.classes
             for group in sorted(self.groups, key=str)
-            if (region, class_name, group) not in there
+            for method in (methods if by_method else (None,))
+            if (names := (region, class_name, group, method)) not in there
         ]
 
     def matches(self, e: Estimate) -> bool:
@@ -164,8 +195,11 @@ class _Wanted:
         )
 
 
-def _check_missing(rule: Rule, region: str | None, class_name: str | None, group: str | None) -> Check:
-    nothing = Estimate(rule.metric, None, None, None, 0, region, class_name, group, reason="the audit set has no image")
+def _check_missing(
+    rule: Rule, region: str | None, class_name: str | None, group: str | None, method: str | None
+) -> Check:
+    reason = "it was not recorded" if method else "the audit set has no image"
+    nothing = Estimate(rule.metric, None, None, None, 0, region, class_name, group, method, reason=reason)
     return Check(rule.title, nothing.subject, Outcome.INCONCLUSIVE, rule.severity, str(nothing), nothing)
 
 
@@ -223,8 +257,7 @@ def _check_verdict(rule: Rule, finding: Finding) -> Check:
         outcome = Outcome.INCONCLUSIVE
     else:
         outcome = Outcome.HELD
-    subject = f"verdict on {finding.kind} {finding.name}"
-    message = f"{subject}: {finding.verdict}. {finding.sentence}"
+    message = f"{finding.subject}: {finding.verdict}. {finding.sentence}"
     return Check(
-        rule.title, subject, outcome, rule.severity, message, finding.evidence[0] if finding.evidence else None
+        rule.title, finding.subject, outcome, rule.severity, message, finding.evidence[0] if finding.evidence else None
     )

@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from bias_audit.evidence.cells import cells
 from bias_audit.pairing import SampleColumns
 from bias_audit.records import RecordError, Run
 from bias_audit.terms import GROUP_METRICS, Estimate
@@ -31,47 +32,74 @@ class WorstImages:
         self._scores = cache(run.scores)
         self._annotations = cache(run.annotations)
 
-    def of(self, index: int, e: Estimate, count: int, too_low: bool = False) -> tuple[str, ...]:
+    def of(
+        self, index: int, e: Estimate, count: int, too_low: bool = False, before: SampleColumns | None = None
+    ) -> tuple[str, ...]:
         """Ids of at most `count` images of audit `index` that weigh most in an estimate, the heaviest first.
 
         Of a share and of what a removal does those with the largest, or the smallest where it is `too_low`; of accuracy
-        and what is made of it those that are misclassified most clearly. Where a number is no sum over images, those
-        with most of the heatmap in the region. () where nothing of this can be read.
+        and what is made of it those that are misclassified most clearly, of the worst group where groups are compared;
+        of coverage those without a heatmap. Where a number is no sum over images, those with most of the heatmap in the
+        region. () where nothing of this can be read.
 
         Args:
             index: of the audit, counted from 0.
             e: one of its estimates.
             count: at least 1.
             too_low: whether there is too little of it, rather than too much.
+            before: of the baseline: what weighs is then how much worse than there an image is.
         """
         if e.region is None and e.metric not in GROUP_METRICS:
             return ()
         try:
-            weights, annotations = self._weights(index, e, too_low), self._annotations()
+            weights = self._weights(index, e, too_low, before)
+            annotations, ids = self._annotations(), self._columns(index).ids
         except RecordError:
             # The outcome does not hang on it.
             return ()
-        members = np.isfinite(weights)
-        if e.class_name is not None:
-            members &= annotations.labels == self.run.manifest.subjects.classes.index(e.class_name)
-        attribute, _, value = (e.group or "").partition("=")
-        if value:
-            column = [name for name, _ in self.run.manifest.subjects.attributes].index(attribute)
-            members &= annotations.attributes[:, column] == value
-        (rows,) = members.nonzero()
-        heaviest = rows[np.argsort(-weights[rows], kind="stable")[:count]]
-        return tuple(annotations.ids[i] for i in heaviest)
+        place = {name: i for i, name in enumerate(annotations.ids)}
+        known = np.array([i for i, name in enumerate(ids) if name in place], dtype=np.int64)
+        rows = np.array([place[ids[i]] for i in known], dtype=np.int64)
+        weights = weights[known]
+        subjects = self.run.manifest.subjects
+        found = {(c.class_name, c.group): c for c in cells(annotations.labels, annotations.attributes, subjects)}
+        # Groups of all classes together, of one class, or of each.
+        of_each = e.metric == "worst_group_accuracy"
+        compared = [c for c in found.values() if c.attribute == e.group and (of_each or c.class_name == e.class_name)]
+        if e.region is None and compared:
+            right = self._columns(index).correct[known]
+            shown = [c for c in compared if c.members[rows].any() and not (of_each and c.class_name is None)]
+            members = min(shown, key=lambda c: right[c.members[rows]].mean()).members[rows]
+        else:
+            cell = found.get((e.class_name, None if compared else e.group))
+            members = cell.members[rows] if cell is not None else np.zeros(len(rows), dtype=bool)
+        (heavy,) = (members & np.isfinite(weights)).nonzero()
+        heavy = heavy[np.argsort(-weights[heavy], kind="stable")[:count]]
+        return tuple(annotations.ids[i] for i in rows[heavy])
 
-    def _weights(self, index: int, e: Estimate, too_low: bool) -> npt.NDArray[np.float64]:
+    def _weights(self, index: int, e: Estimate, too_low: bool, before: SampleColumns | None) -> npt.NDArray[np.float64]:
         """How much each image weighs, `(N,)`, NaN where it does not."""
+        columns = self._columns(index)
         if e.region is None:
             scores = self._scores(index)
-            return np.where(scores.correct, np.nan, -scores.margin.astype(np.float64))
-        columns = self._columns(index)
-        found = columns.of(e)
+            wrong = ~scores.correct
+            if before is not None:
+                was_right = {name for name, right in zip(before.ids, before.correct, strict=True) if right}
+                wrong &= np.array([name in was_right for name in scores.ids])
+            return np.where(wrong, -scores.margin.astype(np.float64), np.nan)
+        found, nothing = columns.of(e), np.full(len(columns.ids), np.nan)
+        share = Estimate("energy_share", 0.0, 0.0, 0.0, 0, e.region, method=e.method or columns.methods[0])
+        if e.metric == "coverage":
+            covered = columns.of(share)
+            return nothing if covered is None else np.where(np.isfinite(covered.values), np.nan, 1.0)
         if found is None:
-            share = Estimate("energy_share", 0.0, 0.0, 0.0, 0, e.region, method=e.method or columns.methods[0])
-            found = columns.of(share)
+            found, too_low, before = columns.of(share), False, None
         if found is None:
-            return np.full(len(columns.ids), np.nan)
-        return -found.values if too_low else np.where(found.values > 0, found.values, np.nan)
+            return nothing
+        of_before = None if before is None else before.of(e)
+        if before is None or of_before is None:
+            return -found.values if too_low else np.where(found.values > 0, found.values, np.nan)
+        known = dict(zip(before.ids, of_before.values, strict=True))
+        change = found.values - np.array([known.get(name, np.nan) for name in columns.ids])
+        worse: npt.NDArray[np.float64] = -change if too_low else change
+        return worse

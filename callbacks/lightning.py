@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,6 +153,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._saver: Any = None
         self._best: tuple[str, Any] = ("", None)
         self._best_step: int | None = None
+        self._loaded: tuple[int | None, int | None] = None, None
         self._broken_off = False
         self._clock = time.monotonic()
         self._audited_epoch = -1
@@ -185,16 +187,23 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint left off, in its run directory or a copy of it."""
-        if state:
+        trainer = self._trainer() if self._trainer is not None else None
+        # A checkpoint that is only validated or tested does not change what was seen of the training.
+        if state and (trainer is None or trainer.state.fn == "fit"):
             self._resume = (Path(state["run_dir"]), state["step"])
             self._last_step = state["step"]
             self._steps_seen = state["steps_seen"]
             self._clock = time.monotonic() - state["seconds_since_audit"]
             self._best_step = state.get("best_step")
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember when the weights were saved: one that is only validated or tested is audited as of then."""
+        if trainer.state.fn != "fit":
+            self._loaded = checkpoint.get("global_step"), checkpoint.get("epoch")
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a new run with a new Trainer; the same Trainer's fit, validate and test share one."""
-        self._broken_off = False
+        self._broken_off, self._loaded = False, (None, None)
         if self._trainer is None or self._trainer() is not trainer:
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
@@ -298,7 +307,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         A ModelCheckpoint saves after this callback's hooks, so a later hook sees it: before the next step is made.
         """
         trainer = self._trainer() if self._trainer is not None else None
-        if trainer is None or self._saver is None or self._sinks is None:
+        if trainer is None or self._saver is None or self._sinks is None or trainer.state.fn != "fit":
             return
         path, score = self._saver.best_model_path, self._saver.best_model_score
         # Its file may keep its name, and to compare scores would wait for the device.
@@ -371,7 +380,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = self._best_step = None
         scores, previous = None, None
-        if self._resume is not None:
+        if self._resume is not None and trainer.is_global_zero:
             try:
                 run = read_run(self._resume[0])
                 if run.audits and run.audits[0].trigger == "reference":
@@ -381,16 +390,19 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             except RecordError as error:
                 self._resume = None
                 warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+        # What is carried on decides what is measured, on all ranks alike, whichever of them can read the directory.
+        scores, previous, self._resume = trainer.strategy.broadcast((scores, previous, self._resume))
         if self._auditor is None:
             self._validated_set = _validated(trainer)
             self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training)
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context, ranks_of(trainer))
-        if trainer.is_global_zero and self._sinks is None:
-            with preserved_rng():
-                self._sinks = self._open_sinks(trainer, pl_module)
-                if self._best_step is not None:
-                    # A run is gone on with from its last audit, and the best checkpoint may have come after that.
-                    self._sinks.best(self._best_step)
+        with ranks_of(trainer).together():
+            if trainer.is_global_zero and self._sinks is None:
+                with preserved_rng():
+                    self._sinks = self._open_sinks(trainer, pl_module)
+                    if self._best_step is not None:
+                        # A run is gone on with from its last audit, and the best checkpoint may have come after that.
+                        self._sinks.best(self._best_step)
         self._reference_scores = scores or self._reference_scores
         self._previous = previous or self._previous
 
@@ -410,10 +422,11 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 self._stop_riding(ride.reason)
             self._ridden = scored is not None
             with under_way(trainer.progress_bar_callback if trainer.is_global_zero else None) as progress:
+                step, epoch = self._loaded
                 result = self.auditor.run(
                     pl_module,
-                    step=trainer.global_step,
-                    epoch=trainer.current_epoch,
+                    step=trainer.global_step if step is None else step,
+                    epoch=trainer.current_epoch if epoch is None else epoch,
                     weights=self._weights(trainer, trigger),
                     trigger=trigger,
                     reference=self._reference_scores,
@@ -449,10 +462,11 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             for key, number in numbers.items():
                 # Not to the loggers, which have it: Lightning would emit the value again at every later step.
                 pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
-        if self._sinks is not None:
-            # A sink may draw random numbers, for the name of a file, say.
-            with preserved_rng():
-                self._sinks.write(result)
+        with ranks_of(trainer).together() if self.on_error == "raise" else nullcontext():
+            if self._sinks is not None:
+                # A sink may draw random numbers, for the name of a file, say.
+                with preserved_rng():
+                    self._sinks.write(result)
 
     def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
         assert self.run_dir is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,19 +23,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from torch import nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException, ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
 from bias_audit.audit import Auditor, Progress
 from bias_audit.callbacks.lightning import ranks_of
 from bias_audit.callbacks.progress import UNDER_WAY
-from bias_audit.data.declared import called, imported, read_declared
+from bias_audit.data.declared import called, import_from_here, imported, read_declared
 from bias_audit.plan import AuditPlan
 from bias_audit.records import RunDirectory
 from bias_audit.report import write_report
 
-# What LightningCLI writes into its checkpoints; any other name would be called with what the file says.
-_INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+# Where Lightning looks in a checkpoint, old or new, for the arguments of the class.
+_ARGUMENTS = ("hparams", "module_arguments", "hyper_parameters")
+# With these among them, as LightningCLI writes them, the file chooses which classes are imported and made.
+_CHOOSES = ("_instantiator", "_class_path")
+# What `torch.compile` adds to a name, wherever in the model it was called.
+_COMPILED = "_orig_mod."
 _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 _MOST_CHARACTERS = 600
 
@@ -93,8 +97,9 @@ def audit_checkpoint(options: RunOptions) -> Path:
         >>> audit_checkpoint(RunOptions("mine:Net", Path("audit.yaml"), Path("run"), Path("a.ckpt")))  # doctest: +SKIP
         PosixPath('run')
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out}: is a file: name a directory")
+    import_from_here()
     audit_set = read_declared(options.data)
     plan = AuditPlan(
         layer=options.layer, batch_size=options.batch_size, max_samples=options.max_samples, seed=options.seed
@@ -105,12 +110,13 @@ def audit_checkpoint(options: RunOptions) -> Path:
         trainer = _trainer(options)
         try:
             trainer.test(audit, DataLoader(TensorDataset(torch.zeros(1))), verbose=False)
-        except ProcessRaisedException as error:
-            # A spawned rank's whole traceback, of which the last line says it.
-            raise ValueError(str(error).strip().splitlines()[-1]) from error
+        except ProcessException as error:
+            raise ValueError(_said_by_rank(error)) from error
         except SystemExit as error:
             # Lightning's way to be interrupted, with an exit code that means "violated" here.
-            raise KeyboardInterrupt from error
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise ValueError(_exited(error)) from error
     if not trainer.is_global_zero:
         # No error code, either: Lightning would kill the first rank, which has the same error to report.
         raise SystemExit(0)
@@ -138,11 +144,12 @@ class _Audit(pl.LightningModule):
         """Audit, on all ranks together. What fails is kept: an exception in the Trainer may kill the first rank."""
         try:
             self._audit()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            failure = ValueError(_exited(error)) if isinstance(error, SystemExit) else error
             if os.getpid() != self._maker:
                 # A spawned process has no other way to say so.
-                raise
-            self.failure = error
+                raise failure from error.__cause__
+            self.failure = failure
 
     def _audit(self) -> None:
         context, ranks = self.trainer.precision_plugin.forward_context, ranks_of(self.trainer)
@@ -163,13 +170,29 @@ class _Audit(pl.LightningModule):
                     progress=progress,
                     ranks=ranks,
                 )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if directory is not None:
                 directory.end(f"{type(error).__name__}: {error}")
             raise
         if directory is not None:
             directory.append(result)
             directory.end()
+
+
+def _exited(error: SystemExit) -> str:
+    return f"the model ended the process (sys.exit({error.code!r})), expected it to return its outputs"
+
+
+def _said_by_rank(error: ProcessException) -> str:
+    """What a spawned rank raised, without its traceback; or how it ended, where it had no time to say so."""
+    if not isinstance(error, ProcessRaisedException):
+        return f"a rank is gone: {error}"
+    # All of a traceback is indented but for its first line, and what was raised, which comes last.
+    trace = str(error).rpartition("Traceback (most recent call last):\n")[2]
+    raised = re.sub(r"\A(?:[ \t].*\n)*", "", trace).strip()
+    name, _, text = raised.partition(": ")
+    kind = name.rpartition(".")[2]
+    return text if kind in ("ValueError", "OSError", "RankError") else f"{kind}: {text}" if text else kind
 
 
 @contextmanager
@@ -241,22 +264,33 @@ def _from_checkpoint(name: str, path: Path, trust: bool) -> _Loaded:
         )
     content = _weights(path, trust)
     if not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"{path}: holds no `state_dict`, so no Lightning checkpoint: give it as --weights")
-    asked = content.get("hyper_parameters")
-    asked = asked if isinstance(asked, Mapping) else {}
-    maker, made = asked.get("_instantiator"), asked.get("_class_path")
-    own = (None, f"{kind.__module__}.{kind.__qualname__}")
-    if not trust and (maker not in (None, *_INSTANTIATORS) or made not in own):
         raise ValueError(
-            f"{path}: asks for {made or maker!r:.200} to make the model, not {name!r}: if you trust who wrote it, add "
-            "--trust-checkpoint"
+            f"{path}: holds no `state_dict`, so it is weights and no Lightning checkpoint: `run` takes it as "
+            f"--weights; for `gate` name in --model a function that makes the model, not {name!r}"
         )
+    if not trust:
+        _check_arguments(content, path)
     try:
         with _loading(trust):
             model = kind.load_from_checkpoint(path, map_location="cpu")
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: {name!r} cannot be made from it: {_short(error)}") from error
     return _Loaded(model, *_when(content))
+
+
+def _check_arguments(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that says by what the model is made."""
+    for key in _ARGUMENTS:
+        found = content.get(key, {})
+        # Lightning would take a list of pairs as well.
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{path}: {key}: expected a mapping, got {type(found).__name__}")
+        chosen = next((name for name in _CHOOSES if name in found), None)
+        if chosen is not None:
+            raise ValueError(
+                f"{path}: {key}: names in {chosen} what is to be called to make the model ({found[chosen]!r:.200}), as "
+                "LightningCLI writes it, and that may run code: if you trust who wrote it, add --trust-checkpoint"
+            )
 
 
 @contextmanager
@@ -325,17 +359,42 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 def _fill(model: nn.Module, state: Any, path: Path) -> None:
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{path}: expected a state dict, from names to tensors, got {type(state).__name__}")
+    state, prefix = _unwrapped(state, set(model.state_dict()))
+    without = f" without `{prefix}`, with which all its names begin," if prefix else ""
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:
-        raise ValueError(f"{path}: does not fit {type(model).__name__}: {_short(error)}") from error
+        raise ValueError(f"{path}:{without} does not fit {type(model).__name__}: {_short(error)}") from error
     wrong = [
         f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (("it lacks", missing), ("the model has no", unexpected))
         if names
     ]
     if wrong:
-        raise ValueError(f"{path}: does not fit {type(model).__name__}: {'; '.join(wrong)}")
+        raise ValueError(f"{path}:{without} does not fit {type(model).__name__}: {'; '.join(wrong)}")
+
+
+def _unwrapped(state: Mapping[str, Any], names: set[str]) -> tuple[Mapping[str, Any], str]:
+    """The weights by the model's own names, and what was taken off all of theirs.
+
+    What saved them may have held the model as a part: a LightningModule as `model.`, DistributedDataParallel as
+    `module.`, `torch.compile` as `_orig_mod.`.
+    """
+    if set(state) == names:
+        return state, ""
+    if not any(_COMPILED in name for name in names):
+        plain = {name.replace(_COMPILED, ""): value for name, value in state.items()}
+        state = plain if len(plain) == len(state) else state
+    parts = next(iter(state), "").split(".")[:-1]
+    outer = [f"{'.'.join(parts[:count])}." for count in range(1, len(parts) + 1)]
+    prefixes = [prefix for prefix in outer if all(name.startswith(prefix) for name in state)]
+    for prefix in prefixes:
+        if {name.removeprefix(prefix) for name in state} == names:
+            return {name.removeprefix(prefix): value for name, value in state.items()}, prefix
+    # None fits: the outermost is what to look at, unless the model has such a part itself.
+    if prefixes and not any(name.startswith(prefixes[0]) for name in names):
+        return {name.removeprefix(prefixes[0]): value for name, value in state.items()}, prefixes[0]
+    return state, ""
 
 
 def _when(content: Mapping[str, Any]) -> tuple[int, int]:

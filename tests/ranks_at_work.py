@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from bias_audit.ranks import Ranks
+from bias_audit.ranks import RankError, Ranks
 
 
 def by_ranks(case: str, rank: int, meeting: str, found: Any) -> None:
@@ -24,6 +24,16 @@ def by_ranks(case: str, rank: int, meeting: str, found: Any) -> None:
     found.join_thread()
     # Without the goodbye that waits for a rank which is gone.
     os._exit(0)
+
+
+def ends(rank: int, how: str) -> None:
+    """As a rank that Lightning spawned may end."""
+    if how == "gone":
+        os._exit(9)
+    try:
+        raise KeyError("first")
+    except KeyError as error:
+        raise {"rank": RankError, "kind": RuntimeError}[how]("broken:\n  in two\nlines") from error
 
 
 def _pieces(ranks: Ranks) -> Any:

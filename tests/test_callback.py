@@ -176,6 +176,30 @@ def test_monitors_see_the_scalars(tmp_path: Path) -> None:
     assert "bias_audit/energy_share/face/nurse" not in run.callback_metrics
 
 
+def test_a_checkpoint_that_is_tested_is_audited_as_of_its_own_step(tmp_path: Path) -> None:
+    class Worsening(Net):
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_loss", float(self.current_epoch))
+
+        test_step = validation_step
+
+    best = ModelCheckpoint(tmp_path / "checkpoints", monitor="val_loss")
+    run = trainer(tmp_path, callback(tmp_path), best, enable_checkpointing=True)
+    net = fit(run, Worsening)
+    for evaluate, trigger in ((run.test, "test"), (run.validate, "validate")):
+        evaluate(net, loader(2, shuffle=False), ckpt_path="best", verbose=False)
+        found = read_run(tmp_path / "run")
+        assert (found.audits[-1].step, found.audits[-1].trigger, found.best_step) == (4, trigger, 4)
+    # By another Trainer, which has seen no training.
+    again = trainer(tmp_path, callback(tmp_path, dirpath=tmp_path / "again"))
+    again.test(net, loader(2, shuffle=False), ckpt_path=best.best_model_path, verbose=False)
+    (audit,) = read_run(tmp_path / "again").audits
+    assert (audit.step, audit.epoch, audit.trigger) == (4, 0, "test")
+    # Without a checkpoint it is the model as it stands.
+    run.test(net, loader(2, shuffle=False), verbose=False)
+    assert read_run(tmp_path / "run").audits[-1].step == 8
+
+
 def test_a_file_name_and_a_scheduler_get_the_number_they_name(tmp_path: Path) -> None:
     key = "bias_audit/energy_share/face/nurse"
     checkpoint = ModelCheckpoint(tmp_path / "best", filename=f"{{{key}:.4f}}", auto_insert_metric_name=False)

@@ -111,10 +111,12 @@ def situations(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         policy("{metric: enrichment, region: hair, op: <=, max_regression: 0.2}".replace("<=", '"<="')),
     )
     best = file("best.yaml", policy("{metric: accuracy, min: 0.1, at: best}"))
-    later, undated = folder / "later.ckpt", folder / "undated.pt"
+    later, earlier, undated = (folder / name for name in ("later.ckpt", "earlier.ckpt", "undated.pt"))
     torch.save({"global_step": 101}, later)
+    torch.save({"global_step": 99}, earlier)
     torch.save({"weights": torch.zeros(1)}, undated)
     lost, damaged = (changed("clean", name) for name in ("lost", "damaged"))
+    of_warnings = file("warnings.yaml", policy("{metric: accuracy, min: 0.1, severity: warn}"))
     (lost / "audits" / "000000.npz").unlink()
     (damaged / "audits.jsonl").write_bytes((damaged / "audits.jsonl").read_bytes().replace(b'"n":24', b'"n":25', 1))
     run = read_run(runs("clean"))
@@ -149,8 +151,10 @@ def situations(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         "a file of the run is missing": [lost],
         "a directory without a run": [folder / "empty"],
         "the checkpoint is newer than the last audit": [runs("clean"), "--checkpoint", later],
+        "the checkpoint is older than the last audit": [runs("clean"), "--checkpoint", earlier],
         "the checkpoint has no step": [runs("clean"), "--checkpoint", undated],
         "`at: best`, and the run has no best checkpoint": [runs("clean"), "--policy", best],
+        "a policy of warnings alone": [runs("clean"), "--policy", of_warnings],
         "`max_regression` without a baseline": [runs("clean"), "--policy", regression],
         "worse than the baseline by more than `max_regression`": [
             runs("biased"),

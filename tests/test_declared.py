@@ -27,6 +27,7 @@ def number(): return 3
 def fails(): raise KeyError("no such\\nbucket")
 def exits(): sys.exit(0)
 def preset(): return ResNet18_Weights.DEFAULT.transforms()
+def old(): return __import__("torchvision").transforms.Resize(8)
 def small(): return v2.Compose([v2.Resize([8, 8]), v2.ToDtype(__import__("torch").float32, scale=True)])
 """
 
@@ -35,6 +36,7 @@ def small(): return v2.Compose([v2.Resize([8, 8]), v2.ToDtype(__import__("torch"
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_planted(tmp_path_factory.mktemp("planted"), per_cell=2)
     (root / "own_readers.py").write_text(OWN)
+    (root / "empty.csv").write_text("file,label\n")
     (root / "own_that_exits.py").write_text("raise SystemExit(0)")
     (root / "own_that_breaks.py").write_text("def (:")
     return root
@@ -101,6 +103,15 @@ def test_coco_is_read_with_all_it_takes(tmp_path: Path) -> None:
         transform=v2.Resize([12]),
     )
     assert found.sheet()[1] == wanted.sheet()[1]
+    text = path.read_text()
+    for old, new, message in (
+        ("[plant]", "[\n  plant, animal]", r"line 6: object.flower.1: .*unknown category 'animal'"),
+        ("{flower: [tag]}", "{flour: [tag]}", r"line 7: minus.flour: minus: unknown region 'flour'"),
+        ("[tag]\nminus", "[flower]\nminus", r"line 6: spurious.0: .*unknown category 'flower'"),
+        ("[tag]\nminus", "{flower: [tag]}\nminus", r"line 6: spurious.flower: region 'flower' is named in more than"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_declared(declare(root, text.replace(old, new)))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +179,11 @@ WRONG = [
     (f"{DATA}transform:\n  - resize: {{sise: 8}}\n", r"line 8: transform.0.resize.*size.*"),
     (f"{DATA}transform:\n  - resize: 0\n", r"line 8: transform.0.resize: .*greater than or equal to 1"),
     (f"{DATA}transform:\n  - resize: [8, 8, 8]\n", r"line 8: transform.0.resize: .*at most 2 items"),
-    (f"{DATA}transform:\n  - resize: true\n", r"line 8: transform.0.resize: .*valid list"),
+    (
+        f"{DATA}transform:\n  - resize: true\n",
+        r"line 8: transform.0.resize: expected pixels, such as 224 or .*got True",
+    ),
+    (f"{DATA}transform:\n  - center_crop: nine\n", r"line 8: transform.0.center_crop: expected pixels.*got 'nine'"),
     (f"{DATA}transform:\n  - {{resize: 8, center_crop: 8}}\n", r"line 8: transform.0: expected one step"),
     (f"{DATA}transform:\n  - {{}}\n", r"line 8: transform.0: expected one step"),
     (f"{DATA}transform:\n  - normalize: {{mean: [1, 1, 1]}}\n", r"line 8: transform.0.normalize.std: is missing"),
@@ -178,13 +193,25 @@ WRONG = [
     ),
     (f"{DATA}transform:\n  - normalize: {{mean: [.nan, 1, 1], std: [1, 1, 1]}}\n", r"line 8: .*mean.0: .*finite"),
     (f"{DATA}transform:\n  - own_readers:number\n", r"line 8: transform.0: .*returned int, expected a transform"),
+    (f"{DATA}transform: os:sep\n", r"line 7: transform.0: 'os:sep' is str, expected a function or a class"),
+    (
+        f"{DATA}transform:\n  - own_readers:old\n",
+        r"line 7: transform: expected a transform of torchvision.transforms.v2",
+    ),
     (f"{DATA}transform:\n  - own_readers:fails\n", r"line 8: transform.0: .*raised KeyError"),
     (f"{DATA}classes: [3, 4]\n", r"line 7: classes.0: .*valid string: write it in quotes"),
     (f"{DATA}images: 3\n".replace("images: images\n", ""), r"line 6: images: .*valid string: write it in quotes"),
     (DATA.replace("labels: labels.csv\n", ""), r"declared.yaml: labels: is missing"),
     (DATA.replace("[middle]", "middle"), r"line 5: object: .*valid list"),
     (DATA.replace("folder", "coco"), r"line 3: masks: unknown key"),
-    (DATA.replace("folder", "coco").replace("masks: masks", "annotations: a.json"), r"a.json: cannot be read"),
+    (
+        DATA.replace("folder", "coco").replace("masks: masks", "annotations: a.json"),
+        r"line 3: annotations: .*a.json is not there, expected a file",
+    ),
+    (
+        DATA.replace("folder", "coco").replace("masks: masks", "annotations: labels.csv"),
+        r"line 3: annotations: .*labels.csv: content: ",
+    ),
     (
         DATA.replace("folder", "coco").replace("masks: masks", "annotations: a").replace("[middle]", "tie"),
         r"line 5: object: expected a list of categories, or a mapping",
@@ -193,8 +220,20 @@ WRONG = [
         DATA.replace("folder", "coco").replace("masks: masks", "annotations: a").replace("[middle]", "[a, a]"),
         r"line 5: object: a region is named twice",
     ),
-    (DATA.replace("[middle]", "[corner]"), r"declared.yaml: region 'corner' is named in more than one role"),
-    (DATA.replace("labels.csv", "nowhere.csv"), r"declared.yaml: .*nowhere.csv: cannot be read"),
+    (DATA.replace("[middle]", "[corner]"), r"line 6: spurious.0: region 'corner' is named in more than one role"),
+    (DATA.replace("[middle]", "[corner, corner]"), r"line 5: object: 'corner' stands twice: remove one"),
+    (DATA.replace("[middle]", "[\n  middle,\n  midle]"), r"line 7: object.1: .*no folder of region 'midle'"),
+    (DATA.replace("images: images", "images: nowhere"), r"line 2: images: .*nowhere is not there, expected a folder"),
+    (DATA.replace("masks: masks", "masks: nowhere"), r"line 3: masks: .*nowhere is not there, expected a folder"),
+    (DATA.replace("masks: masks", "masks: labels.csv"), r"line 3: masks: .*labels.csv is a file, expected a folder"),
+    (DATA.replace("labels.csv", "nowhere.csv"), r"line 4: labels: .*nowhere.csv is not there, expected a file"),
+    (DATA.replace("labels.csv", "images"), r"line 4: labels: .*images is a folder, expected a file"),
+    (DATA.replace("labels.csv", "training.csv"), r"line 4: labels: .*training.csv, line 1: no column 'file'"),
+    (DATA.replace("labels.csv", "empty.csv"), r"line 4: labels: the audit set is empty"),
+    (f"{DATA}classes: [leaf]\n", r"line 4: labels: .*labels.csv, line \d+: label 'petal' is not among `classes`"),
+    (f"{DATA}classes: [leaf, leaf, petal]\n", r"line 7: classes: 'leaf' stands twice: remove one"),
+    (f"{DATA}attributes: [colour, colour]\n", r"line 7: attributes: 'colour' stands twice: remove one"),
+    (f"{DATA}attributes:\n  - colour\n  - size\n", r"line 9: attributes.1: .*line 1: no column 'size'"),
     ("reader: own_readers:scenes\nimages: x\n", r"line 2: images: unknown key; known are: reader"),
     ("reader: own_readers:number\n", r"line 1: reader: .*returned int, expected an AuditDataset"),
     ("reader: own_readers:fails\n", r"line 1: reader: 'own_readers:fails' raised KeyError"),

@@ -606,7 +606,7 @@ def test_an_unfit_method_is_no_evidence_and_never_a_pass(tmp_path: Path) -> None
     assert attribute.possible == (Verdict.RELIANCE, Verdict.SUSPECTED)
     unknown = {Outcome.INCONCLUSIVE}
     assert outcomes(result) == {
-        "verdict spurious not reliance": unknown,
+        "verdict spurious != reliance": unknown,
         "far from the limit": unknown,
         "one method": unknown,
         "accuracy": {Outcome.HELD},

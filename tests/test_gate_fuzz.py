@@ -26,7 +26,7 @@ from bias_audit.baseline import read_baseline, write_baseline
 from bias_audit.policy_file import read_policy
 from bias_audit.records import AUDITS, MANIFEST
 
-FUZZED = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 POLICY = """\
 min_samples: 5
 rules:
@@ -214,7 +214,7 @@ def test_hostile_policies(data: st.DataObject, value: Any, violated: Path, tmp_p
     assert_orderly(ended)
 
 
-@settings(FUZZED, max_examples=60)
+@settings(FUZZED, max_examples=30)
 @given(damage=damages())
 def test_damaged_baselines(damage: Callable[[bytes], bytes], violated: Path, tmp_path: Path) -> None:
     before = violated.parent / "before"

@@ -97,12 +97,17 @@ def _whole(run: Run, index: int) -> Any:
 
 def test_evidence_older_than_the_checkpoint_is_stale(growing: Run) -> None:
     holds = rules({**RULE, "max": 100})
-    for step, outcome in ((None, HELD), (300, HELD), (400, HELD), (401, UNKNOWN)):
+    for step, outcome, words in (
+        (None, HELD, None),
+        (300, UNKNOWN, "the last audit is of step 400, the checkpoint of step 300: not what is to be merged is judged"),
+        (400, HELD, None),
+        (401, UNKNOWN, "the evidence is stale: the last audit is of step 400, the checkpoint of step 401"),
+    ):
         result = run_gate(growing, holds, checkpoint_step=step)
         assert result.outcome is outcome
-        assert [d for d in result.doubts if "stale" in d] == (
-            ["the evidence is stale: the last audit is of step 400, the checkpoint of step 401"] if step == 401 else []
-        )
+        assert [words in doubt for doubt in result.doubts if words] == [True] * (words is not None)
+    # The checkpoint's own step is judged where a rule says so.
+    assert run_gate(growing, rules({**RULE, "max": 100, "at": "checkpoint"}), checkpoint_step=300).outcome is HELD
     # A doubt excuses nothing.
     assert run_gate(growing, rules(RULE), checkpoint_step=401).outcome is VIOLATED
 
@@ -115,6 +120,84 @@ def test_an_audit_of_a_part_of_the_samples_is_no_pass(growing: Run, tmp_path: Pa
     result = run_gate(read_run(tmp_path / "run"), rules({**RULE, "max": 100}))
     assert result.outcome is UNKNOWN
     assert result.doubts == ("the audit at step 400 is partial: it holds 60 of 61 samples",)
+    # It says what is violated all the same, and names the images that it has.
+    whole = growing.scores(4)
+    directory = RunDirectory.create(tmp_path / "fewer", growing.manifest, growing.sheet())
+    fields = ("values", "maps", "magnitude", "areas", "labels", "predictions", "margin")
+    axes = {"values": 2, "maps": 1, "magnitude": 1}
+    part = {name: np.delete(getattr(whole, name), 0, axis=axes.get(name, 0)) for name in fields}
+    scores = replace(whole, ids=whole.ids[1:], **part)
+    directory.append(replace(_whole(growing, 4), scores=scores))
+    directory.end()
+    found = run_gate(read_run(tmp_path / "fewer"), rules(RULE))
+    assert found.outcome is VIOLATED and "holds 59 of 60" in found.doubts[0]
+    assert found.checks[0].worst and whole.ids[0] not in found.checks[0].worst
+
+
+def test_what_an_earlier_model_showed_is_no_pass(tmp_path: Path) -> None:
+    """Interventions are not made at every audit; what is carried on from before says nothing of this model."""
+    clean = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02, "audits": 2, "samples": 40}
+    run = read_run(make_run(tmp_path / "run", removal={"hair": 0.01, "face": 0.0}, **clean))
+    flips = rules({"metric": "removal_flips", "region": "hair", "max": 0.2})
+    verdict = rules({"metric": "verdict", "region": "hair", "op": "==", "threshold": "cleared"})
+    assert {run_gate(run, asked).outcome for asked in (flips, verdict)} == {HELD}
+    last = run.audits[-1]
+    carried = tuple(replace(e, age=1) if e.metric.startswith("removal_") else e for e in last.estimates)
+    old = replace(run, audits=(run.audits[0], replace(last, estimates=carried)))
+    for asked in (flips, verdict):
+        result = run_gate(old, asked)
+        assert result.outcome is UNKNOWN
+        assert "rests on what was measured at step 100, 1 audits before" in only(result).check.message
+    # A violation stays one, and of every audit each measurement is judged once.
+    assert run_gate(old, rules({"metric": "removal_flips", "region": "hair", "max": -0.5})).outcome is VIOLATED
+    every = run_gate(old, rules({"metric": "removal_flips", "region": "hair", "max": 0.2, "at": "every"}))
+    assert [c.check.step for c in every.checks] == [100]
+
+
+def test_an_audit_that_failed_in_between(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "one", audits=1, hair_enrichment=0.7, gap=0.02, spread=0.02))
+    directory = RunDirectory.create(tmp_path / "run", run.manifest, run.sheet())
+    directory.append(_whole(run, 0))
+    directory.fail(150, "out of memory")
+    directory.append(replace(_whole(run, 0), step=200))
+    directory.end()
+    found = read_run(tmp_path / "run")
+    holds = {**RULE, "max": 100}
+    assert run_gate(found, rules(holds)).outcome is HELD
+    every = run_gate(found, rules({**holds, "at": "every"}))
+    assert (every.outcome, every.doubts) == (UNKNOWN, ("the audit at step 150 failed",))
+
+
+def test_files_that_are_missing_or_were_changed(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", audits=2, hair_enrichment=0.7, gap=0.02, spread=0.02)
+    holds = rules({**RULE, "max": 100})
+    assert run_gate(read_run(path), holds).outcome is HELD
+    arrays = path / "audits" / "000001.npz"
+    whole = arrays.read_bytes()
+    arrays.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(ValueError, match=r"000001\.npz: its checksum does not match"):
+        run_gate(read_run(path), holds)
+    arrays.write_bytes(whole)
+    (path / "samples.npz").unlink()
+    result = run_gate(read_run(path), holds)
+    assert result.outcome is UNKNOWN and "samples.npz is missing" in result.doubts[0]
+
+
+def test_what_is_missing_is_no_pass(growing: Run) -> None:
+    """A rule on each class and method holds only if each of them was measured."""
+    audit = growing.audits[-1]
+    for lacks in (lambda e: e.method == "hirescam", lambda e: e.class_name == "nurse"):
+        fewer = replace(audit, estimates=tuple(e for e in audit.estimates if not lacks(e)))
+        run = replace(growing, audits=(*growing.audits[:-1], fewer))
+        rule = {"metric": "enrichment", "region": "hair", "class": "each", "max": 100}
+        assert run_gate(growing, rules(rule)).outcome is HELD
+        assert run_gate(run, rules(rule)).outcome is UNKNOWN
+
+
+def test_an_attribute_with_an_equals_sign(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", audits=1, attributes=(("a=b", ("c", "d")),), regions=(("coat", "object"),))
+    result = run_gate(read_run(path), rules({"metric": "verdict", "group": "each", "forbid": ["suspected"]}))
+    assert result.outcome is VIOLATED and only(result).check.subject == "verdict on attribute a=b"
 
 
 def test_other_doubts_are_said_as_they_are_given(growing: Run) -> None:
@@ -164,7 +247,25 @@ def test_the_images_that_weigh_most(growing: Run) -> None:
     wrong = [i for i in range(60) if scores.predictions[i] != scores.labels[i]]
     naive = sorted(wrong, key=lambda i: scores.margin[i])[:5]
     assert worst(metric="accuracy", min=0.99) == tuple(sheet.ids[i] for i in naive)
-    assert worst(metric="accuracy_gap", group="gender", max=0.01) == tuple(sheet.ids[i] for i in naive)
+    # Of compared groups those of the worst one: by value, of a class by value in it, or of each class and value.
+    of_all = [[i for i in range(60) if sheet.attributes[i, 0] == value] for value in ("female", "male")]
+    of_nurses = [[i for i in rows if sheet.labels[i] == 1] for rows in of_all]
+    of_each = [*of_nurses, *([i for i in rows if sheet.labels[i] == 0] for rows in of_all)]
+    for groups, rule in (
+        (of_all, {"metric": "accuracy_gap", "max": 0.01}),
+        (of_nurses, {"metric": "accuracy_gap", "max": 0.01, "class": "nurse"}),
+        (of_each, {"metric": "worst_group_accuracy", "min": 0.99}),
+    ):
+        shares = [float(np.mean([scores.correct[i] for i in rows])) for rows in groups]
+        assert sorted(shares)[0] < sorted(shares)[1]
+        poorest = groups[shares.index(min(shares))]
+        naive = sorted((i for i in poorest if i in wrong), key=lambda i: scores.margin[i])[:5]
+        assert naive and worst(group="gender", **rule) == tuple(sheet.ids[i] for i in naive)
+    # Where too few have a heatmap at all, those without.
+    silent = np.flatnonzero(scores.magnitude[0] == 0)
+    assert worst(metric="coverage", region="hair", method="gradcam", op=">", threshold=1.0) == tuple(
+        sheet.ids[i] for i in silent[:5]
+    )
     # What leads the evidence of the verdict is what is looked for.
     finding = run_gate(growing, rules(RULE)).judgement.findings[0]  # type: ignore[union-attr]
     assert finding.name == "hair" and len(worst(metric="verdict", region="hair", forbid=["reliance"])) == 5

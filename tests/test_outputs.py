@@ -149,9 +149,10 @@ def test_destinations(tmp_path: Path) -> None:
     assert destinations([], []) == (human,)
     assert destinations(["json"], []) == (Destination("json"),)
     assert destinations(["junit"], [a]) == (Destination("junit", a), human)
-    assert destinations(["github", "json", "human"], [a, b]) == (
+    d = tmp_path / "d"
+    assert destinations(["github", "json", "human"], [a, d]) == (
         Destination("github", a),
-        Destination("json", b),
+        Destination("json", d),
         human,
     )
     assert destinations(["json"], [a, b, c]) == (
@@ -166,6 +167,7 @@ def test_destinations(tmp_path: Path) -> None:
         ([], [a], "a.out: what is it to hold"),
         ([], [tmp_path / "no" / "x.json"], f"no directory {tmp_path / 'no'}"),
         (["json"], [tmp_path], "is a directory"),
+        (["json"], [b], "is json by its --format and markdown by its name"),
         ([], [b, tmp_path / "." / "b.MD"], "is named twice"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
@@ -563,8 +565,10 @@ def test_junit_says_what_came_out_how(results: dict[str, GateResult]) -> None:
     assert biased.keys() == clean.keys() == wide.keys()
     assert {"inconclusive"} == {r.type for case in wide.values() for r in case.result if isinstance(r, Error)}
     assert sum(isinstance(r, Error) for case in wide.values() for r in case.result) == sum(
-        row.state == "inconclusive" for row in rows(results["wide"])
+        row.state == "inconclusive" and row.counts for row in rows(results["wide"])
     )
+    # A rule that warns fails nothing where it is unknown, either.
+    assert any(row.state == "inconclusive" and not row.counts for row in rows(results["wide"]))
     warned = name.replace("1.5", "1.2")
     assert biased[warned].result == [] and "--fail-on warn makes it fail" in biased[warned].system_out
     strict = cases(replace(results["biased"], fail_on="warn"))

@@ -247,7 +247,6 @@ def test_check_says_what_each_rule_finds(run: Callable[..., Run], tmp_path: Path
     ("rule", "kind", "why"),
     [
         ("metric: enrichment, region: context, max: 1", "biased", "the audit set has no context region"),
-        ("metric: verdict, region: context, forbid: reliance", "biased", "the audit set has no context region"),
         ("metric: coverage, region: hair, group: gender=male, class: each, min: 1, method: gradcam", "full", ""),
         (
             "metric: cramers_v, group: gender, max: 1",

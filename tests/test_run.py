@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 from planted import biased, clean, save_checkpoint, write_planted
-from ranks_at_work import by_ranks
+from ranks_at_work import by_ranks, ends
 from safetensors.torch import save_file
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from bias_audit import Auditor, AuditPlan, read_run
-from bias_audit.callbacks.running import RunOptions, audit_checkpoint
+from bias_audit.callbacks.running import RunOptions, _load, _said_by_rank, audit_checkpoint
 from bias_audit.cli import main, run
 from bias_audit.data.declared import read_declared
 from bias_audit.ranks import Ranks
@@ -42,6 +43,27 @@ class Counted(Planted):
         with open(f"passes-{__import__('os').getpid()}", "a") as file:
             print(len(images), file=file)
         return super().forward(images)
+class Leaves(Planted):
+    def forward(self, images):
+        raise SystemExit(3)
+class Dies(Planted):
+    def forward(self, images):
+        if __import__("torch").distributed.get_rank():
+            __import__("os")._exit(9)
+        return super().forward(images)
+class Whole(__import__("torch").nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = Planted()
+    def forward(self, images):
+        return self.body(images)
+class Marked:
+    # Made, it makes a folder.
+    def __init__(self, path):
+        __import__("os").mkdir(path)
+class Takes(Planted):
+    def __init__(self, mod=None):
+        super().__init__()
 def number(): return 3
 def fails(): raise KeyError("weights")
 """
@@ -228,17 +250,74 @@ def test_a_trusted_checkpoint_makes_its_class(command: Command, tmp_path: Path) 
     assert read_run(tmp_path / "out").audits[0].step == 70
 
 
+@pytest.mark.parametrize("key", ["hparams", "module_arguments", "hyper_parameters"])
 @pytest.mark.parametrize(
     "asked",
     [
         {"_instantiator": "os.mkdir"},
-        {"_instantiator": "pytorch_lightning.cli.instantiate_module", "_class_path": "a.B"},
+        {"_instantiator": "pytorch_lightning.cli.instantiate_module"},
+        {"_class_path": "own_models.Takes"},
+        [["_instantiator", "pytorch_lightning.cli.instantiate_module"]],
     ],
 )
-def test_a_checkpoint_does_not_choose_what_is_called(command: Command, tmp_path: Path, asked: Any) -> None:
+def test_a_checkpoint_does_not_choose_what_is_called(command: Command, tmp_path: Path, key: str, asked: Any) -> None:
+    # Its own class would be made with an object of another that the file names.
+    other = {"mod": {"class_path": "own_models.Marked", "init_args": {"path": str(tmp_path / "made")}}}
+    asked = [*asked, *other.items()] if isinstance(asked, list) else asked | other
+    path = save_checkpoint(tmp_path / "a.ckpt", clean(), **{"hyper_parameters": {}, key: asked})
+    done = command(*arguments("own_models:Takes", tmp_path / "out", "--checkpoint", path))
+    assert done.code == 2 and done.err.count("\n") == 1 and f"a.ckpt: {key}: " in done.err
+    assert not (tmp_path / "made").exists()
+    assert isinstance(asked, list) or ("names in _" in done.err and "add --trust-checkpoint" in done.err)
+
+
+def test_a_trusted_checkpoint_of_lightning_cli(command: Command, tmp_path: Path) -> None:
+    asked = {
+        "_instantiator": "pytorch_lightning.cli.instantiate_module",
+        "_class_path": "own_models.Takes",
+        "mod": {"class_path": "own_models.Marked", "init_args": {"path": str(tmp_path / "made")}},
+    }
     path = save_checkpoint(tmp_path / "a.ckpt", clean(), hyper_parameters=asked)
-    done = command(*arguments("planted:Planted", tmp_path / "out", "--checkpoint", path))
-    assert done.code == 2 and "to make the model, not 'planted:Planted'" in done.err
+    given = ("--checkpoint", path, "--max-samples", 4, "--trust-checkpoint")
+    done = command(*arguments("own_models:Takes", tmp_path / "out", *given))
+    assert (done.code, done.err) == (0, "") and (tmp_path / "made").is_dir()
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"model.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"net.model.{name}",
+        lambda name: name.replace("head.", "head._orig_mod."),
+    ],
+)
+def test_weights_of_a_model_that_was_wrapped(planted: Path, tmp_path: Path, rename: Callable[[str], str]) -> None:
+    torch.save({rename(name): value for name, value in biased().state_dict().items()}, tmp_path / "w")
+    options = RunOptions("own_models:Bare", planted / "audit.yaml", tmp_path / "out", weights=tmp_path / "w")
+    loaded = _load(options).model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in biased().state_dict().items())
+
+
+def test_weights_of_another_model_that_was_wrapped(planted: Path, tmp_path: Path) -> None:
+    state = {f"model.{name}": value for name, value in clean().state_dict().items()}
+    bare = {key.removeprefix("model."): value for key, value in state.items()}
+    more = {"loss.weight": torch.ones(2)}
+    for name, content, message in (
+        ("Bare", {k: v for k, v in state.items() if "bias" not in k}, "without `model.`.* does not fit Bare: it lacks"),
+        ("Bare", state | {"model.head.bias": torch.zeros(3)}, "without `model.`.* does not fit Bare: RuntimeError"),
+        # No prefix of all.
+        ("Bare", state | more, "w: does not fit Bare: it lacks .*the model has no model.colours.weight"),
+        # Nothing is taken off that belongs to the model, and nothing is added.
+        ("Whole", {f"body.{k}": v for k, v in bare.items() if "bias" not in k}, "w: does not fit Whole: it lacks body"),
+        ("Whole", bare, "w: does not fit Whole: it lacks body"),
+    ):
+        torch.save(content, tmp_path / "w")
+        options = RunOptions(f"own_models:{name}", planted / "audit.yaml", tmp_path, weights=tmp_path / "w")
+        with pytest.raises(ValueError, match=message):
+            _load(options)
 
 
 def files(tmp_path: Path) -> dict[str, Path]:
@@ -277,7 +356,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
         ("--weights", "nowhere.safetensors", "cannot be read as safetensors"),
         ("--weights", "nowhere", "cannot be read .No such file"),
         ("--weights", ".", "cannot be read .Is a directory"),
-        ("--checkpoint", "lacking", "holds no `state_dict`, so no Lightning checkpoint: give it as --weights"),
+        ("--checkpoint", "lacking", "holds no `state_dict`, so it is weights and no Lightning checkpoint: `run` takes"),
         ("--checkpoint", "number", "holds no `state_dict`"),
         ("--checkpoint", "cut", "cannot be read as weights or a checkpoint"),
     ],
@@ -307,6 +386,8 @@ def test_files_that_do_not_fit(command: Command, tmp_path: Path, option: str, fi
         ("planted:clean", ("--policy", "audit.yaml"), "policy audit.yaml, line 1: reader: unknown key"),
         ("planted:clean", ("--training", "labels.txt"), "labels.txt: cannot be read as CSV"),
         ("planted:clean", ("--layer", "nowhere"), "nowhere"),
+        ("own_models:Leaves", (), "the model ended the process (sys.exit(3)), expected it to return its outputs"),
+        ("planted:clean", ("--out", "labels.csv"), "--out labels.csv: is a file: name a directory"),
         ("planted:clean", ("--batch", 3), "No such option"),
     ],
 )
@@ -380,16 +461,43 @@ def test_two_ranks_give_what_one_gives_with_less_work(command: Command, planted:
     assert by_two == [alone - scoring // 2 - changed // 2 - probing // 2] * 2
 
 
-def test_an_image_that_one_rank_cannot_decode_ends_all(planted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_an_image_that_one_rank_cannot_decode_ends_all(planted: Path, tmp_path: Path, strategy: str) -> None:
     root = shutil.copytree(planted, tmp_path / "planted")
     # The last of the audit set is the second rank's.
     last = (root / "labels.csv").read_text().splitlines()[-1].split(",")[0]
     picture = root / "images" / last
     picture.write_bytes(picture.read_bytes()[:100])
-    done = started(root, *arguments("planted:clean", tmp_path / "out", "--devices", 2))
+    done = started(root, *arguments("planted:clean", tmp_path / "out", "--devices", 2, "--strategy", strategy))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"bias-audit: sample '{last}': does not decode")
-    assert done.stderr.endswith("(on rank 1 of 2)\n") and done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 1
+    # Of spawned ranks it is told what the first to end has said.
+    assert strategy == "ddp_fork" or done.stderr.endswith("(on rank 1 of 2)\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["own_models:Dies", "own_models:Leaves"])
+def test_a_rank_that_ends_ends_all(planted: Path, tmp_path: Path, model: str) -> None:
+    ranks = ("--devices", 2, "--strategy", "ddp_fork")
+    done = started(planted, *arguments(model, tmp_path / "out", *ranks))
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert re.match(r"bias-audit: (a rank is gone: |another rank is gone: |the model ended|SystemExit: 3)", done.stderr)
+    assert ".cc:" not in done.stderr and "RankError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("rank", "broken:\n  in two\nlines"),
+        ("kind", "RuntimeError: broken:\n  in two\nlines"),
+        ("gone", "a rank is gone: process 0 terminated with exit code 9"),
+    ],
+)
+def test_what_a_spawned_rank_said_last(how: str, said: str) -> None:
+    with pytest.raises(ProcessException) as caught:
+        start_processes(ends, args=(how,), nprocs=1, start_method="forkserver")
+    assert _said_by_rank(caught.value) == said
 
 
 @pytest.mark.parametrize("case", ["pieces", "fails", "fails late", "all fail", "gone"])
@@ -415,7 +523,9 @@ def test_ranks_share_work_and_errors(case: str, tmp_path: Path) -> None:
     elif case == "all fail":
         assert said == {rank: f"KeyError: 'on {rank}'" for rank in range(3)}
     elif case == "gone":
-        assert all(text.startswith("RankError: another rank is gone") for text in said.values())
+        # Not with the file and line in the backend's source.
+        assert all(text.startswith("RankError: another rank is gone: ") for text in said.values())
+        assert not any("/" in text.partition("gone: ")[2] or "\n" in text for text in said.values()), said
     else:
         other = "RankError: broken (on rank 1 of 3)"
         assert said == {0: other, 1: "ValueError: broken", 2: other}

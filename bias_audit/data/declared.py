@@ -19,15 +19,17 @@ Leaves: an `AuditDataset`; or one error with the file, the line and the key.
 from __future__ import annotations
 
 import difflib
+import os
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torchvision.transforms import v2
 
 from bias_audit.data.samples import AuditDataset
@@ -39,7 +41,17 @@ class _Strict(BaseModel):
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    value = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(value, list):
+        raise ValueError(f"expected pixels, such as 224 or [224, 192], got {value!r:.200}")
+    return value
+
+
+def _unlike(names: list[str]) -> list[str]:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands twice: remove one")
+    return names
 
 
 def _sized(value: Any) -> Any:
@@ -59,6 +71,7 @@ def _by_region(value: Any) -> Any:
 _Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 _Size = Annotated[list[_Pixels], Field(min_length=1, max_length=2), BeforeValidator(_listed)]
 _Categories = Annotated[dict[str, list[str]], BeforeValidator(_by_region)]
+_Names = Annotated[list[str], AfterValidator(_unlike)]
 _OfChannels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -127,8 +140,8 @@ class _Own(_Strict):
 class _Files(_Own):
     images: str
     labels: str
-    attributes: list[str] | None = None
-    classes: list[str] | None = None
+    attributes: _Names | None = None
+    classes: _Names | None = None
     transform: Annotated[list[_Step], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = []
 
     def _arguments(self, folder: Path, where: Callable[[Loc], str]) -> dict[str, Any]:
@@ -137,8 +150,8 @@ class _Files(_Own):
         # A torchvision weights' preset is known for one only if it stands alone.
         transform = None if not parts else parts[0] if len(parts) == 1 else v2.Compose(parts)
         return {
-            "images": folder / self.images,
-            "labels": folder / self.labels,
+            "images": _is_folder(folder / self.images, where(("images",))),
+            "labels": _is_file(folder / self.labels, where(("labels",))),
             "attributes": self.attributes,
             "classes": self.classes,
             "transform": transform,
@@ -154,7 +167,7 @@ class _Coco(_Files):
 
     def read(self, folder: Path, where: Callable[[Loc], str]) -> AuditDataset:
         return AuditDataset.from_coco(
-            folder / self.annotations,
+            _is_file(folder / self.annotations, where(("annotations",))),
             object=self.object,
             spurious=self.spurious,
             context=self.context,
@@ -165,18 +178,30 @@ class _Coco(_Files):
 
 class _Folder(_Files):
     masks: str
-    object: list[str] = []
-    spurious: list[str] = []
-    context: list[str] = []
+    object: _Names = []
+    spurious: _Names = []
+    context: _Names = []
 
     def read(self, folder: Path, where: Callable[[Loc], str]) -> AuditDataset:
         return AuditDataset.from_folder(
-            masks=folder / self.masks,
+            masks=_is_folder(folder / self.masks, where(("masks",))),
             object=self.object,
             spurious=self.spurious,
             context=self.context,
             **self._arguments(folder, where),
         )
+
+
+def _is_folder(path: Path, where: str) -> Path:
+    if not path.is_dir():
+        raise ValueError(f"{where}: {path} is {'a file' if path.exists() else 'not there'}, expected a folder")
+    return path
+
+
+def _is_file(path: Path, where: str) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{where}: {path} is {'a folder' if path.exists() else 'not there'}, expected a file")
+    return path
 
 
 _READERS: Mapping[str, type[_Own]] = {"coco": _Coco, "folder": _Folder}
@@ -219,7 +244,9 @@ def read_declared(path: str | Path) -> AuditDataset:
         return declared.read(path.parent, where)
     except ValueError as error:
         text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+        if text.startswith(str(path)):
+            raise
+        raise ValueError(f"{where(_meant(text, content, path.parent))}: {text}") from error
 
 
 def called(name: str, where: str) -> Any:
@@ -229,6 +256,8 @@ def called(name: str, where: str) -> Any:
         ValueError: it cannot be imported, or raises; says `where` it was named.
     """
     function = imported(name, where)
+    if not callable(function):
+        raise ValueError(f"{where}: {name!r} is {type(function).__name__}, expected a function or a class")
     try:
         return function()
     # A function that ends the process, as a script may, would do so with an exit code of its own.
@@ -257,6 +286,12 @@ def imported(name: str, where: str) -> Any:
         ) from error
 
 
+def import_from_here() -> None:
+    """Look for modules in the current directory too, as `python -m` does and a console script does not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def _content(path: Path) -> tuple[Any, LineOf]:
     try:
         content = path.read_bytes()
@@ -275,6 +310,32 @@ def _content(path: Path) -> tuple[Any, LineOf]:
         raise ValueError(f"{path}{error}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _meant(text: str, content: Mapping[Any, Any], folder: Path) -> Loc:
+    """The key whose value an error of a reader is about: one with the name that it quotes first, or the file's."""
+    quoted = re.search(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", text)
+    # What is cut out of a region names it again.
+    for key in ("context", "spurious", "object", "minus", "attributes", "classes"):
+        names = [loc for loc, name in _names(content.get(key), (key,)) if quoted and repr(name) == quoted[0]]
+        if names:
+            return names[-1]
+    files = ("annotations", "masks", "images")
+    file = next((key for key in files if text.startswith(str(folder / str(content.get(key, "?"))))), "labels")
+    return ("transform",) if text.startswith("expected a transform") else (file,)
+
+
+def _names(content: Any, loc: Loc) -> Iterator[tuple[Loc, str]]:
+    """The names below a place, and where they stand."""
+    if isinstance(content, str):
+        yield loc, content
+    elif isinstance(content, list):
+        for i, value in enumerate(content):
+            yield from _names(value, (*loc, i))
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield (*loc, key), key
+            yield from _names(value, (*loc, key))
 
 
 def _kind(content: Any) -> str:

@@ -60,6 +60,17 @@ def destinations(formats: Sequence[str], outputs: Sequence[Path]) -> tuple[Desti
     return (*_files(known, outputs), *(Destination(format) for format in dict.fromkeys(rest)))
 
 
+def clear(where: Sequence[Destination]) -> None:
+    """Remove what an earlier gate left in the files: should this one fail, nothing old passes for its result.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for one in where:
+        if one.path is not None and one.path.is_file():
+            one.path.unlink()
+
+
 def render(result: GateResult, format: str) -> str:
     """The result as text in one of `FORMATS`.
 
@@ -136,6 +147,9 @@ def _files(formats: Sequence[Format], outputs: Sequence[Path]) -> Iterator[Desti
         if format is None:
             known = ", ".join(SUFFIXES)
             raise ValueError(f"--output {path}: what is it to hold? give it a --format, or a name that ends in {known}")
+        named = SUFFIXES.get(path.suffix.lower(), format)
+        if named != format:
+            raise ValueError(f"--output {path}: is {format} by its --format and {named} by its name: change one")
         if path.is_dir() or not path.parent.is_dir():
             what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
             raise ValueError(f"--output {path}: {what}: name a file in a directory that exists")

@@ -84,12 +84,13 @@ def _case(classname: str, title: str, of_it: Sequence[Row]) -> ElementTree.Eleme
     case = ElementTree.Element("testcase", {"classname": classname, "name": title, "time": "0"})
     worst = of_it[0]
     told = "\n\n".join(_told(row) for row in of_it)
-    if worst.state in ("violated", "inconclusive"):
+    if worst.state == "violated" or (worst.state == "inconclusive" and worst.counts):
         kind = "failure" if worst.state == "violated" else "error"
         attributes = {"type": worst.check.outcome.value, "message": _line(f"{worst.measured}: {worst.reason}")}
         ElementTree.SubElement(case, kind, attributes).text = told
-    elif worst.check.outcome is Outcome.VIOLATED:
-        warned = "This is violated. It passes because its severity is `warn`; --fail-on warn makes it fail.\n"
+    elif worst.check.outcome is not Outcome.HELD:
+        outcome = worst.check.outcome
+        warned = f"This is {outcome}. It passes because its severity is `warn`; --fail-on warn makes it fail.\n"
         ElementTree.SubElement(case, "system-out").text = warned + told
     return case
 

@@ -91,6 +91,8 @@ def advice(result: GateResult) -> str:
         )
     if result.doubts:
         return "The evidence is not whole: remove the cause that is named, audit again, then run the gate again."
+    if not any(result.counts(c.check) for c in result.checks):
+        return "No rule of severity error was judged: the policy needs one, or the gate `--fail-on warn`."
     settle = [f.samples_to_settle for f in result.judgement.findings if f.samples_to_settle] if result.judgement else []
     about = f" About {max(settle)} images of that kind would settle the verdicts." if settle else ""
     return f"Nothing is shown either way: audit more images, or measure what is missing.{about}"

@@ -193,7 +193,7 @@ def _checks(run: Run) -> list[_CheckRow]:
         return []
     judgement = run.audits[-1].judgement
     rules = {rule.title: rule for rule in run.manifest.policy.rules}
-    verdicts = {f"verdict on {f.kind} {f.name}": f.verdict for f in judgement.findings}
+    verdicts = {f.subject: f.verdict for f in judgement.findings}
     rows = []
     for check in sorted(judgement.checks, key=lambda c: (c.severity != "error", _OUTCOME_RANK[c.outcome])):
         rule, e, verdict = rules[check.rule], check.estimate, verdicts.get(check.subject)
