@@ -98,6 +98,10 @@ def print_gate(console: Console, result: GateResult) -> None:
         console.print(_findings_table(result.judgement))
     if found:
         console.print(_checks_table(found, console.width))
+        for row in found[:MOST_CHECKS]:
+            if row.worst:
+                # On a line of their own, whole: an id is there to be copied.
+                console.print(text(f"images: {', '.join(row.worst)} ({row.check.subject})"), soft_wrap=True)
     if result.audit is not None:
         console.print(_audit_line(result.audit).append(f" {tally(result)}."))
     _print_onsets(console, result.onsets)
@@ -301,7 +305,6 @@ def _checks_table(found: Sequence[Row], width: int) -> Table:
             text(shortened(x, _MOST_LETTERS)) for x in (row.check.rule, row.check.subject, row.measured, row.limit)
         )
         more = [shortened(row.reason, 3 * _MOST_LETTERS)] if row.state == "inconclusive" else []
-        more += [f"images: {', '.join(shortened(name, _MOST_LETTERS // 3) for name in row.worst)}"] if row.worst else []
         notes = [text(note, "dim") for note in more]
         if wide:
             table.add_row(rule, _stacked(on, *notes), measured, limit, row.n, since, outcome)
