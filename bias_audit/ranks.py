@@ -106,7 +106,8 @@ class Ranks:
         except Exception as error:
             if own:
                 return []
-            why = _SOURCE.sub("", str(error)).partition("\n")[0]
+            # Advice on how to debug the backend follows.
+            why = re.split(r"\.\s|\n", _SOURCE.sub("", str(error)), maxsplit=1)[0]
             raise RankError(f"another rank is gone: {why}") from error
         for rank, (said, _) in enumerate(found):
             if said is not None and not own:

@@ -40,7 +40,13 @@ _ARGUMENTS = ("hparams", "module_arguments", "hyper_parameters")
 _CHOOSES = ("_instantiator", "_class_path")
 # What `torch.compile` adds to a name, wherever in the model it was called.
 _COMPILED = "_orig_mod."
-_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+_LOGGERS = (
+    "pytorch_lightning",
+    "lightning_fabric",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "torch.multiprocessing.spawn",
+)
 _MOST_CHARACTERS = 600
 
 
@@ -197,7 +203,8 @@ def _said_by_rank(error: ProcessException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's lines about devices, and its advice on the one batch that only opens the door."""
+    """Without Lightning's lines about devices, its advice on the one batch that only opens the door, and which of the
+    spawned ranks are ended when one fails."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

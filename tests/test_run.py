@@ -8,9 +8,10 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,9 @@ class Counted(Planted):
 class Leaves(Planted):
     def forward(self, images):
         raise SystemExit(3)
+class Interrupted(Planted):
+    def forward(self, images):
+        raise KeyboardInterrupt
 class Dies(Planted):
     def forward(self, images):
         if __import__("torch").distributed.get_rank():
@@ -62,7 +66,7 @@ class Marked:
     def __init__(self, path):
         __import__("os").mkdir(path)
 class Takes(Planted):
-    def __init__(self, mod=None):
+    def __init__(self, mod: Marked | None = None):
         super().__init__()
 def number(): return 3
 def fails(): raise KeyError("weights")
@@ -399,6 +403,16 @@ def test_mistakes_are_one_line(
     assert "internal error" not in done.err and "Traceback" not in done.err
 
 
+def test_an_interrupt_is_no_mistake(command: Command, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        done = command(*arguments("own_models:Interrupted", tmp_path / "out"))
+    finally:
+        # Lightning is not to be interrupted twice.
+        signal.signal(signal.SIGINT, before)
+    assert done.code == 130 and "the model ended" not in done.err
+
+
 def test_a_class_that_its_checkpoint_does_not_fit(command: Command, tmp_path: Path) -> None:
     content = torch.load(save_checkpoint(tmp_path / "a.ckpt", clean()), weights_only=True)
     del content["state_dict"]["head.bias"]
@@ -429,6 +443,28 @@ class Watched(Ranks):
         return super().shared(count, *work)
 
 
+@pytest.fixture
+def forked(command: Command, planted: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """The console script, whose ranks are forked from this process where they can be: a new one takes seconds."""
+    if torch.cuda.is_initialized():
+
+        def run_anew(*arguments: Any) -> Done:
+            done = started(planted, *arguments)
+            return Done(done.returncode, done.stdout, done.stderr)
+
+        yield run_anew
+        return
+    # Threads do not outlive a fork.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield command
+    torch.set_num_threads(threads)
+
+
+FORKED = ("--devices", 2, "--strategy", "ddp_fork")
+
+
 def passes(planted: Path) -> list[int]:
     """Forward passes of each process."""
     found = [path.read_text().count("\n") for path in planted.glob("passes-*")]
@@ -437,19 +473,13 @@ def passes(planted: Path) -> list[int]:
     return found
 
 
-def test_two_ranks_give_what_one_gives_with_less_work(command: Command, planted: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_what_one_gives_with_less_work(forked: Command, planted: Path, tmp_path: Path) -> None:
     # 13 images in batches of 4: the last batch is short, and neither images nor batches can be halved.
     given = ("--weights", "biased.ckpt", "--batch-size", 4, "--max-samples", 13)
-    ranks = ("--devices", 2, "--strategy", "ddp_fork")
-    done = started(planted, *arguments("own_models:Counted", tmp_path / "two", *given, *ranks))
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'two'}\n", "")
+    done = forked(*arguments("own_models:Counted", tmp_path / "two", *given, *FORKED))
+    assert done == Done(0, f"{tmp_path / 'two'}\n", "")
     by_two = passes(planted)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert command(*arguments("own_models:Counted", tmp_path / "one", *given)).code == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert forked(*arguments("own_models:Counted", tmp_path / "one", *given)).code == 0
     [alone] = passes(planted)
     one = read_run(tmp_path / "one")
     same(one, read_run(tmp_path / "two"))
@@ -461,29 +491,48 @@ def test_two_ranks_give_what_one_gives_with_less_work(command: Command, planted:
     assert by_two == [alone - scoring // 2 - changed // 2 - probing // 2] * 2
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp", marks=pytest.mark.slow)])
-def test_an_image_that_one_rank_cannot_decode_ends_all(planted: Path, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("anew", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_image_that_one_rank_cannot_decode_ends_all(
+    forked: Command, planted: Path, tmp_path: Path, anew: bool
+) -> None:
     root = shutil.copytree(planted, tmp_path / "planted")
     # The last of the audit set is the second rank's.
     last = (root / "labels.csv").read_text().splitlines()[-1].split(",")[0]
     picture = root / "images" / last
     picture.write_bytes(picture.read_bytes()[:100])
-    done = started(root, *arguments("planted:clean", tmp_path / "out", "--devices", 2, "--strategy", strategy))
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"bias-audit: sample '{last}': does not decode")
-    assert done.stderr.count("\n") == 1
-    # Of spawned ranks it is told what the first to end has said.
-    assert strategy == "ddp_fork" or done.stderr.endswith("(on rank 1 of 2)\n")
+    given = arguments("planted:clean", tmp_path / "out", data=str(root / "audit.yaml"))
+    if anew:
+        ended = started(root, *given, "--devices", 2)
+        done = Done(ended.returncode, ended.stdout, ended.stderr)
+        assert done.err.endswith("(on rank 1 of 2)\n")
+    else:
+        # It is told what the first to end has said, which is either.
+        done = forked(*given, *FORKED)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"bias-audit: sample '{last}': does not decode")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["own_models:Dies", "own_models:Leaves"])
-def test_a_rank_that_ends_ends_all(planted: Path, tmp_path: Path, model: str) -> None:
-    ranks = ("--devices", 2, "--strategy", "ddp_fork")
-    done = started(planted, *arguments(model, tmp_path / "out", *ranks))
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("own_models:Dies", "(a rank is gone: process 1 terminated with exit code 9|another rank is gone: )"),
+        ("own_models:Leaves", "(the model ended the process|SystemExit: 3 .on rank)"),
+    ],
+)
+def test_a_rank_that_ends_ends_all(planted: Path, tmp_path: Path, model: str, said: str) -> None:
+    done = started(planted, *arguments(model, tmp_path / "out", *FORKED))
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert re.match(r"bias-audit: (a rank is gone: |another rank is gone: |the model ended|SystemExit: 3)", done.stderr)
+    assert re.match(f"bias-audit: {said}", done.stderr), done.stderr
     assert ".cc:" not in done.stderr and "RankError" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def forkserver() -> Any:
+    """Processes that need not import torch first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bias_audit.ranks", "ranks_at_work"])
+    return context
 
 
 @pytest.mark.parametrize(
@@ -494,19 +543,17 @@ def test_a_rank_that_ends_ends_all(planted: Path, tmp_path: Path, model: str) ->
         ("gone", "a rank is gone: process 0 terminated with exit code 9"),
     ],
 )
-def test_what_a_spawned_rank_said_last(how: str, said: str) -> None:
+def test_what_a_spawned_rank_said_last(forkserver: Any, how: str, said: str) -> None:
     with pytest.raises(ProcessException) as caught:
         start_processes(ends, args=(how,), nprocs=1, start_method="forkserver")
     assert _said_by_rank(caught.value) == said
 
 
 @pytest.mark.parametrize("case", ["pieces", "fails", "fails late", "all fail", "gone"])
-def test_ranks_share_work_and_errors(case: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bias_audit.ranks"])
-    found, processes = context.Queue(), []
+def test_ranks_share_work_and_errors(forkserver: Any, case: str, tmp_path: Path) -> None:
+    found, processes = forkserver.Queue(), []
     for rank in range(3):
-        process = context.Process(target=by_ranks, args=(case, rank, str(tmp_path / "meet"), found), daemon=True)
+        process = forkserver.Process(target=by_ranks, args=(case, rank, str(tmp_path / "meet"), found), daemon=True)
         process.start()
         processes.append(process)
     expected = 3 if case != "gone" else 2

@@ -190,6 +190,7 @@ def served(double: Double) -> Iterator[dict[str, str]]:
         yield environment
 
 
+@pytest.mark.slow
 def test_a_run_in_wandb(served: dict[str, str], tmp_path: Path) -> None:
     biased = gate("acme/doctors/biased", home=tmp_path, **served)
     assert (biased.returncode, biased.stderr) == (1, ""), biased
@@ -222,15 +223,17 @@ def test_what_wandb_has_and_has_not(served: dict[str, str], tmp_path: Path) -> N
         assert (kind == "" or text.startswith(f"{name}: ")) and not Path(path or "/none").exists()
 
 
-def test_no_account_and_a_wrong_one(served: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [{}, pytest.param({"WANDB_API_KEY": "f" * 40}, marks=pytest.mark.slow)])
+def test_no_account_and_a_wrong_one(served: dict[str, str], tmp_path: Path, key: dict[str, str]) -> None:
     words = ("logs/version_0/bias_audit: no such file or directory", "path in W&B", "`wandb login`", "WANDB_API_KEY")
-    for key in ({}, {"WANDB_API_KEY": "f" * 40}):
-        environment = {"WANDB_BASE_URL": served["WANDB_BASE_URL"]} | key
-        text = one_line(gate("logs/version_0/bias_audit", home=tmp_path, **environment))
-        assert all(word in text for word in words), text
+    environment = {"WANDB_BASE_URL": served["WANDB_BASE_URL"]} | key
+    text = one_line(gate("logs/version_0/bias_audit", home=tmp_path, **environment))
+    assert all(word in text for word in words), text
 
 
-@pytest.mark.parametrize("how", ["cut", "short", "gone", "changed"])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in ("short", "gone")), "cut", "changed"]
+)
 def test_a_download_that_is_not_whole_is_no_pass(
     how: str, runs: dict[str, Path], double: Double, served: dict[str, str], tmp_path: Path
 ) -> None:
@@ -386,17 +389,25 @@ def test_stale_evidence_is_inconclusive(
         return code or 0, " ".join(capsys.readouterr().out.split())
 
     # Of step 4; the evidence is of step 100.
-    done = gate(runs["clean"], "--checkpoint", saved / "objects.ckpt", "--trust-checkpoint", home=tmp_path)
-    assert (done.returncode, done.stderr) == (0, ""), done
-    assert "--trust-checkpoint" in one_line(gate(runs["clean"], "--checkpoint", saved / "objects.ckpt", home=tmp_path))
-    newer = torch.load(saved / "plain.ckpt", weights_only=True) | {"global_step": 101}
-    torch.save(newer, tmp_path / "newer.ckpt")
-    for file, expected, words in (
-        (saved / "plain.ckpt", 0, "passed"),
-        (tmp_path / "newer.ckpt", 3, "stale: the last audit is of step 100, the checkpoint of step 101"),
-        (saved / "state.pt", 3, "cannot be dated"),
+    with pytest.raises(ValueError, match="--trust-checkpoint"):
+        gated(saved / "objects.ckpt")
+    for step in (100, 101):
+        content = torch.load(saved / "plain.ckpt", weights_only=True) | {"global_step": step}
+        torch.save(content, tmp_path / f"{step}.ckpt")
+    content = torch.load(saved / "objects.ckpt", weights_only=False) | {"global_step": 100}
+    torch.save(content, tmp_path / "objects.ckpt")
+    for given, expected, words in (
+        ((tmp_path / "100.ckpt",), 0, "passed"),
+        ((tmp_path / "objects.ckpt", "--trust-checkpoint"), 0, "passed"),
+        ((tmp_path / "101.ckpt",), 3, "stale: the last audit is of step 100, the checkpoint of step 101"),
+        (
+            (saved / "plain.ckpt",),
+            3,
+            "the last audit is of step 100, the checkpoint of step 4: not what is to be merged",
+        ),
+        ((saved / "state.pt",), 3, "cannot be dated"),
     ):
-        code, text = gated(file)
+        code, text = gated(*given)
         assert code == expected and words in text, text
 
 
@@ -564,19 +575,38 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_checkpoint_is_audited_on_the_spot(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_model_is_looked_for_in_the_current_directory(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
     given = ("--data", planted / "audit.yaml", "--policy", planted / "rules.yaml")
-    path = os.pathsep.join([str(Path(__file__).parent), ENVIRONMENT.get("PYTHONPATH", "")])
-    (tmp_path / "temporary").mkdir()
-    environment = {"PYTHONPATH": path, "TMPDIR": str(tmp_path / "temporary")}
-    done = gate(planted / "biased.ckpt", "--model", "planted:Planted", *given, home=tmp_path, **environment)
+    done = gate(planted / "biased.ckpt", "--model", "planted:Planted", *given, home=tmp_path)
     assert done.returncode == 1 and "removal_flips on corner" in done.stdout and "Traceback" not in done.stderr, done
+
+
+def test_a_checkpoint_is_audited_on_the_spot(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gated(source: Path, *arguments: Any) -> int:
+        given = ("gate", source, "--data", planted / "audit.yaml", "--policy", planted / "rules.yaml", *arguments)
+        return app(list(map(str, given)), standalone_mode=False) or 0
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert gated(planted / "biased.ckpt", "--model", "planted:Planted") == 1
+    assert "removal_flips on corner" in capsys.readouterr().out
     assert list((tmp_path / "temporary").glob("bias-audit*")) == []
     # The weights alone, for a net that is made with others.
-    arguments = ("gate", planted / "clean.pt", "--model", "planted:biased", *given, "--out", tmp_path / "run")
-    assert (app(list(map(str, arguments)), standalone_mode=False) or 0) == 0, capsys.readouterr().out
+    code = gated(planted / "clean.pt", "--model", "planted:biased", "--out", tmp_path / "run")
+    assert code == 0, capsys.readouterr().out
     run = read_run(tmp_path / "run")
     assert [a.trigger for a in run.audits] == ["test"] and run.ended and (tmp_path / "run/report.html").exists()
+    # Weights for a class that loads checkpoints: what is advised, this command has.
+    with pytest.raises(ValueError, match="for `gate` name in --model a function that makes the model"):
+        gated(planted / "clean.pt", "--model", "planted:Planted")
+    with pytest.raises(ValueError, match=r"--out .*clean\.pt: is a file: name a directory"):
+        gated(planted / "clean.pt", "--model", "planted:clean", "--out", planted / "clean.pt")
 
 
 @pytest.mark.parametrize("given", [("--model", "m:n"), ("--data", "audit.yaml"), ("--out", "there")])
