@@ -559,8 +559,9 @@ def _parse_lines(path: Path, content: bytes) -> tuple[list[_Line], bool]:
         try:
             outer = json.loads(raw)
             body, digest = outer["body"], outer["sha256"]
-            intact = _sha256(_canonical(body)) == digest and body.pop("previous") == previous
-            line = _LINE.validate_json(json.dumps(body)) if intact else None
+            canonical = _canonical(body)
+            intact = _sha256(canonical) == digest and body["previous"] == previous
+            line = _LINE.validate_json(canonical) if intact else None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordError(
                 f"{path}, line {number}: is not a record ({type(error).__name__}): it was damaged"

@@ -12,7 +12,6 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.evidence.cells import cells
 from bias_audit.pairing import SampleColumns
 from bias_audit.records import RecordError, Run
 from bias_audit.terms import GROUP_METRICS, Estimate
@@ -31,6 +30,7 @@ class WorstImages:
         self._columns = cache(lambda index: SampleColumns.of_run(run, index))
         self._scores = cache(run.scores)
         self._annotations = cache(run.annotations)
+        self._aligned = cache(self._align)
 
     def of(
         self, index: int, e: Estimate, count: int, too_low: bool = False, before: SampleColumns | None = None
@@ -53,29 +53,50 @@ class WorstImages:
             return ()
         try:
             weights = self._weights(index, e, too_low, before)
-            annotations, ids = self._annotations(), self._columns(index).ids
+            known, rows = self._aligned(index)
+            annotations, right = self._annotations(), self._columns(index).correct[known]
         except RecordError:
             # The outcome does not hang on it.
             return ()
-        place = {name: i for i, name in enumerate(annotations.ids)}
-        known = np.array([i for i, name in enumerate(ids) if name in place], dtype=np.int64)
-        rows = np.array([place[ids[i]] for i in known], dtype=np.int64)
         weights = weights[known]
-        subjects = self.run.manifest.subjects
-        found = {(c.class_name, c.group): c for c in cells(annotations.labels, annotations.attributes, subjects)}
-        # Groups of all classes together, of one class, or of each.
-        of_each = e.metric == "worst_group_accuracy"
-        compared = [c for c in found.values() if c.attribute == e.group and (of_each or c.class_name == e.class_name)]
-        if e.region is None and compared:
-            right = self._columns(index).correct[known]
-            shown = [c for c in compared if c.members[rows].any() and not (of_each and c.class_name is None)]
-            members = min(shown, key=lambda c: right[c.members[rows]].mean()).members[rows]
+        if e.region is None and e.group in self._values:
+            # Of compared groups, of all classes together, of one class or of each, the one that is right least often.
+            names = self.run.manifest.subjects.classes
+            classes = names if e.metric == "worst_group_accuracy" else (e.class_name,)
+            groups = [self._members(rows, name, e.group, v) for name in classes for v in self._values[e.group]]
+            members = min((g for g in groups if g.any()), key=lambda g: right[g].mean(), default=np.zeros_like(right))
         else:
-            cell = found.get((e.class_name, None if compared else e.group))
-            members = cell.members[rows] if cell is not None else np.zeros(len(rows), dtype=bool)
+            attribute, _, value = (e.group or "").partition("=")
+            members = self._members(rows, e.class_name, attribute if value else None, value)
         (heavy,) = (members & np.isfinite(weights)).nonzero()
         heavy = heavy[np.argsort(-weights[heavy], kind="stable")[:count]]
         return tuple(annotations.ids[i] for i in rows[heavy])
+
+    @property
+    def _values(self) -> dict[str, tuple[str, ...]]:
+        return dict(self.run.manifest.subjects.attributes)
+
+    def _members(
+        self, rows: npt.NDArray[np.int64], class_name: str | None, attribute: str | None, value: str
+    ) -> npt.NDArray[np.bool_]:
+        """Which of the annotated `rows` are of a class and have an attribute's value; None is any."""
+        annotations, subjects = self._annotations(), self.run.manifest.subjects
+        members = np.ones(len(rows), dtype=bool)
+        if class_name in subjects.classes:
+            members &= annotations.labels[rows] == subjects.classes.index(class_name)
+        if attribute in self._values:
+            members &= annotations.attributes[rows, list(self._values).index(attribute)] == value
+        return members
+
+    def _align(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The samples of an audit that are annotated, and the rows of their annotations."""
+        ids, annotated = self._columns(index).ids, self._annotations().ids
+        if ids == annotated:
+            every = np.arange(len(ids))
+            return every, every
+        place = {name: i for i, name in enumerate(annotated)}
+        known = [i for i, name in enumerate(ids) if name in place]
+        return np.array(known, dtype=np.int64), np.array([place[ids[i]] for i in known], dtype=np.int64)
 
     def _weights(self, index: int, e: Estimate, too_low: bool, before: SampleColumns | None) -> npt.NDArray[np.float64]:
         """How much each image weighs, `(N,)`, NaN where it does not."""
