@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,15 @@ def test_a_violated_run_says_so_first(violated: Run, open_page: Callable[..., Pa
     assert page.locator(".finding").first.get_attribute("class") == "finding is-reliance"
     page.locator("#held").click()
     assert page.locator("#checks-title ~ * tbody tr").count() == len(judgement.checks)
+
+
+def test_a_run_that_goes_on_under_another_policy_still_has_a_page(tmp_path: Path) -> None:
+    """Its last audit was judged by rules that the manifest no longer names."""
+    run = read_run(make_run(tmp_path / "run", audits=1))
+    other = Policy.model_validate({"rules": [{"metric": "accuracy", "min": 0.1}]})
+    assert {check.rule for check in run.audits[-1].judgement.checks}.isdisjoint(r.title for r in other.rules)
+    page = render(replace(run, manifest=run.manifest.model_copy(update={"policy": other})))
+    assert "enrichment spurious &lt;= 1.5" in page
 
 
 def test_heatmaps_are_those_of_the_records(violated: Run, open_page: Callable[..., Page]) -> None:

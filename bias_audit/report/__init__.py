@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from bias_audit.findings import Finding, explainers
 from bias_audit.history import onsets
+from bias_audit.policy import Rule
 from bias_audit.records import AuditSummary, Run, read_run, write_whole
 from bias_audit.report.association import association_tables
 from bias_audit.report.charts import draw
@@ -196,7 +197,8 @@ def _checks(run: Run) -> list[_CheckRow]:
     verdicts = {f.subject: f.verdict for f in judgement.findings}
     rows = []
     for check in sorted(judgement.checks, key=lambda c: (c.severity != "error", _OUTCOME_RANK[c.outcome])):
-        rule, e, verdict = rules[check.rule], check.estimate, verdicts.get(check.subject)
+        # A run may have been gone on with under another policy than the one that its last audit was judged by.
+        rule, e, verdict = rules.get(check.rule), check.estimate, verdicts.get(check.subject)
         why = check.message.removeprefix(f"{check.subject}: {verdict}. ").removeprefix(f"{e}; ")
         # A verdict weighs several estimates: no one of their counts is its own.
         n = str(e.n) if e and verdict is None else "–"
@@ -204,12 +206,16 @@ def _checks(run: Run) -> list[_CheckRow]:
             _CheckRow(
                 check,
                 str(verdict) if verdict else _interval(e),
-                rule.limit.replace("<=", "≤").replace(">=", "≥").replace("!=", "not").replace("== ", ""),
+                "" if rule is None else _limit(rule),
                 n,
                 why if check.outcome is Outcome.INCONCLUSIVE else "",
             )
         )
     return rows
+
+
+def _limit(rule: Rule) -> str:
+    return rule.limit.replace("<=", "≤").replace(">=", "≥").replace("!=", "not").replace("== ", "")
 
 
 def _explainers(run: Run) -> list[_ExplainerRow]:
