@@ -244,8 +244,8 @@ class Beside:
     def _both(self, rule: Rule, audit: AuditSummary) -> list[_Pair]:
         """The estimates that a rule is about, beside the baseline's; one pair of nothing where there are none."""
         subjects = self.run.manifest.subjects
-        before = {_key(e): e for e in matched(rule, self.baseline.estimates, subjects)}
-        now = {_key(e): e for e in matched(rule, audit.estimates, subjects)}
+        before = {e.key: e for e in matched(rule, self.baseline.estimates, subjects)}
+        now = {e.key: e for e in matched(rule, audit.estimates, subjects)}
         return [(now.get(key), before.get(key)) for key in dict.fromkeys((*now, *before))] or [(None, None)]
 
     def _doubts(self, audit: AuditSummary) -> dict[str | None, tuple[bool | None, str]]:
@@ -272,7 +272,7 @@ class Beside:
             return Regression(rule, now, before, Change(None, None, None, reason), None)
         from bias_audit.pairing import unpaired_change
 
-        paired = self._changes(index).get(_key(now))
+        paired = self._changes(index).get(now.key)
         change, pairs = (unpaired_change(before, now), None) if paired is None else paired
         return Regression(rule, now, before, _for_the_worse(change, rule), pairs)
 
@@ -296,11 +296,6 @@ class Beside:
 
 
 _Pair = tuple[Estimate | None, Estimate | None]
-
-
-def _key(e: Estimate) -> Key:
-    # As pairing.key_of, which would import NumPy.
-    return e.metric, e.region, e.class_name, e.group, e.method
 
 
 def _place(e: Estimate) -> tuple[str | None, str | None, str | None]:

@@ -16,7 +16,7 @@ from bias_audit.evidence.cells import cells
 from bias_audit.findings import Finding
 from bias_audit.history import Change
 from bias_audit.multiplicity import exceedance_p, holm
-from bias_audit.pairing import Key, SampleColumns, key_of, paired_changes, unpaired_change
+from bias_audit.pairing import Key, SampleColumns, paired_changes, unpaired_change
 from bias_audit.records import AuditSummary, Run, SampleSheet
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
@@ -148,7 +148,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     shared = _shared(before, after, sheet_a, sheet_b, same_data)
     unlike = [name for name in ("layer", "target", "sign") if getattr(a.manifest, name) != getattr(b.manifest, name)]
     compared = [m for m in _ORDER if not (unlike and m in _OF_MAPS) and not (same_data and m.startswith("audit_"))]
-    of_a, of_b = ({key_of(e): e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
+    of_a, of_b = ({e.key: e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
     both = sorted((key for key in of_a if key in of_b), key=_rank)
     paired = _paired(before, after, sheet_a, shared, [(of_a[key], of_b[key]) for key in both])
     found = [_difference(of_a[key], of_b[key], paired.get(key)) for key in both]

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from bias_audit.findings import Finding
 from bias_audit.history import Change, Onset, onsets
 from bias_audit.policy import Policy, Rule
 from bias_audit.policy_file import PolicyFile, read_policy
@@ -42,14 +43,15 @@ class GateCheck:
 
     `since` is the step of the audit from which on it has been violated without a break, None where it is not violated.
     `worst` are the ids of the images that weigh most in it, at most five, those first that weigh most. `line` is that
-    of its rule in the policy's file. For a rule with `max_regression`, `baseline` is the estimate of the baseline, and
-    `change` by how much it is worse now.
+    of its rule in the policy's file. `finding` is what a rule on `verdict` is about. For a rule with `max_regression`,
+    `baseline` is the estimate of the baseline, and `change` by how much it is worse now.
     """
 
     check: Check
     since: int | None = None
     worst: tuple[str, ...] = ()
     line: int | None = None
+    finding: Finding | None = None
     baseline: Estimate | None = None
     change: Change | None = None
 
@@ -103,8 +105,9 @@ def run_gate(
     """Judge a run by `policy`, or by the policy it was recorded with.
 
     Each rule is judged at the audit that its `at` names. The audit before training is no evidence. A last record that
-    was cut off, an audit that failed or holds a part of the samples, a training that did not end, and a checkpoint that
-    is newer than the last audit are doubts: they turn "held" into "inconclusive".
+    was cut off, an audit that failed or holds a part of the samples, a training that did not end, and a checkpoint of
+    another step than what is judged are doubts: they turn "held" into "inconclusive". What was measured at an earlier
+    audit and carried on holds no rule.
 
     Args:
         baseline: what rules with `max_regression` are compared with; without one they are inconclusive.
@@ -342,27 +345,32 @@ class _Asked:
             indices, doubt = self._audits(rule)
             if doubt:
                 yield GateCheck(_unknown(rule, rule.title, doubt)), None
-            for index in indices:
-                found = [GateCheck(check) for check in self.judged.at(index).checks if check.rule == rule.title]
-                found += self._regressions(rule, index) if rule.max_regression is not None else []
-                for c in found:
-                    check = self._of_now(rule, c.check, index)
-                    if check is not None:
-                        yield replace(c, check=replace(check, step=self.judged.run.audits[index].step)), index
+            found = [(c, index) for index in indices for c in self._of_audit(rule, index)]
+            kept = [(now, index) for c, index in found if (now := self._of_now(rule, c, index)) is not None]
+            yield from kept
+            if found and not kept:
+                yield GateCheck(_unknown(rule, rule.title, "at none of the audits was it measured anew")), None
 
-    def _of_now(self, rule: Rule, check: Check, index: int) -> Check | None:
+    def _of_audit(self, rule: Rule, index: int) -> list[GateCheck]:
+        judgement, step = self.judged.at(index), self.judged.run.audits[index].step
+        found = [GateCheck(check) for check in judgement.checks if check.rule == rule.title]
+        found += self._regressions(rule, index) if rule.max_regression is not None else []
+        return [replace(c, check=replace(c.check, step=step), finding=judgement.finding(c.check)) for c in found]
+
+    def _of_now(self, rule: Rule, found: GateCheck, index: int) -> GateCheck | None:
         """The check, which does not hold by what an earlier model showed; None where that is judged by itself."""
-        finding = self.judged.at(index).finding(check)
+        check, finding = found.check, found.finding
         evidence = (check.estimate,) if finding is None else finding.evidence
         # How fit a method is changes little while a model trains, and is tested anew in the end.
         age = max((e.age for e in evidence if e is not None and e.metric not in EXPLAINER_METRICS), default=0)
         if rule.at == "every" and finding is None and age:
             return None
         if not age or check.outcome is not Outcome.HELD:
-            return check
+            return found
         since = self.judged.run.audits[max(0, index - age)].step
         why = f"but this rests on what was measured at step {since}, {age} audits before what is judged"
-        return replace(check, outcome=Outcome.INCONCLUSIVE, message=f"{check.message}; {why}")
+        unknown = replace(check, outcome=Outcome.INCONCLUSIVE, message=f"{check.message}; {why}")
+        return replace(found, check=unknown)
 
     def _regressions(self, rule: Rule, index: int) -> list[GateCheck]:
         if self.beside is None:
@@ -409,13 +417,13 @@ def _explained(
     # A regression is from the baseline, whatever earlier audits say.
     since = None if found.change is not None else judged.since(index, found.check)
     before = beside.baseline.samples.columns if beside is not None and found.change is not None else None
-    return replace(found, since=since, worst=_worst(judged, index, found.check, before))
+    return replace(found, since=since, worst=_worst(judged, index, found, before))
 
 
-def _worst(judged: _Judged, index: int, check: Check, before: SampleColumns | None) -> tuple[str, ...]:
+def _worst(judged: _Judged, index: int, found: GateCheck, before: SampleColumns | None) -> tuple[str, ...]:
     """The images to look at first; of a verdict on a region those of what was measured there."""
-    e, finding = check.estimate, judged.at(index).finding(check)
-    if finding is not None:
-        e = next((e for e in finding.evidence if e.region is not None), e)
-    too_low = next(rule.op in (">", ">=") for rule in judged.policy.rules if rule.title == check.rule)
+    e = found.check.estimate
+    if found.finding is not None:
+        e = next((e for e in found.finding.evidence if e.region is not None), e)
+    too_low = next(rule.op in (">", ">=") for rule in judged.policy.rules if rule.title == found.check.rule)
     return () if e is None else judged.worst.of(index, e, WORST, too_low, before)

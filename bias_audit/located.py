@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +34,39 @@ class Misread(Exception):
 def at_line(line: int | None) -> str:
     """The line as it follows a file's name; nothing where it is not known."""
     return "" if line is None else f", line {line}"
+
+
+def read_file(path: Path, name: str, parse: Callable[[str], tuple[Any, LineOf]], kind: str) -> tuple[Any, LineOf]:
+    """What a file says and where, by `read_yaml` or `read_toml`.
+
+    Args:
+        path: of the file.
+        name: what it is called in errors.
+        parse: makes the content of the text.
+        kind: what it is expected to be, such as "YAML".
+
+    Raises:
+        ValueError: it cannot be read, is too large, or is not of its kind; the message names the file and the line.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: cannot be read ({error}): give the path of a {kind} file") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{name}: has {len(content)} bytes, expected at most {MOST_BYTES}")
+    try:
+        return parse(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = at_line(mark.line + 1 if mark else None)
+        raise ValueError(f"{name}{line}: not valid {kind}: {error.problem}") from error
+    except Misread as error:
+        raise ValueError(f"{name}{error}") from error
+    # A date that is none is a plain ValueError.
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: not valid {kind}: {detail}") from error
 
 
 class _Loader(yaml.SafeLoader):

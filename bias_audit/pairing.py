@@ -34,11 +34,6 @@ MOST_RESAMPLED = 5_000
 Key = tuple[str, str | None, str | None, str | None, str | None]
 
 
-def key_of(e: Estimate) -> Key:
-    """What an estimate measures, and on what: equal for the same estimate of two audits."""
-    return e.metric, e.region, e.class_name, e.group, e.method
-
-
 @dataclass(frozen=True)
 class SampleColumns:
     """What each of N images adds to the estimates of one audit; axes as in `SampleScores`.
@@ -134,7 +129,7 @@ def paired_changes(
     Args:
         shared: ids of the images that are the same in both.
         of_shared: their cells, with members and strata in the order of `shared`.
-        estimates: pairs of the same `key_of`, the earlier first.
+        estimates: pairs of the same `key`, the earlier first.
     """
     rows_before, rows_after = _rows(before, shared), _rows(after, shared)
     if not shared or rows_before is None or rows_after is None:
@@ -262,7 +257,7 @@ def group_changes(
             continue
         change = _gap_change(groups) if first.metric == "accuracy_gap" else _worst_change(groups)
         if _width(change) < _width(unpaired_change(first, second)):
-            found[key_of(first)] = change, least
+            found[first.key] = change, least
     return found
 
 
@@ -295,7 +290,7 @@ def _column(before: Estimate, after: Estimate, cell: Cell, first: _Values, secon
     if n < 2 or 2 * n < min(before.n, after.n):
         return None
     weights = np.where(valid, first.weights if before.metric == "enrichment" else 1.0, 0.0)
-    return _Column(key_of(before), cell, np.where(valid, second.values - first.values, 0.0), weights, n)
+    return _Column(before.key, cell, np.where(valid, second.values - first.values, 0.0), weights, n)
 
 
 def _intervals(columns: Sequence[_Column], seed: int) -> dict[Key, tuple[Change, int]]:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from bias_audit.located import MOST_BYTES, LineOf, Loc, Misread, at_line, below, read_toml, read_yaml
+from bias_audit.located import LineOf, Loc, at_line, below, read_file, read_toml, read_yaml
 from bias_audit.policy import METRICS, SHORTHANDS, Policy, Rule, Tolerance, wrong_name
 from bias_audit.terms import Subjects
 
@@ -82,31 +81,15 @@ def read_policy(source: Policy | str | Path | Mapping[str, Any] | None) -> Polic
 
 def _read(path: Path) -> tuple[Any, LineOf]:
     """What the file says, and where it says it."""
+    if path.suffix.lower() == ".toml":
+        return read_file(path, f"policy {path}", lambda text: read_toml(text, TABLE), "toml")
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"policy {path}: cannot be read ({error}): give the path of a YAML or TOML file") from error
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"policy {path}: has {len(content)} bytes, a policy has at most {MOST_BYTES}")
-    try:
-        return read_toml(text, TABLE) if path.suffix.lower() == ".toml" else read_yaml(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        hint = ' (an `op` such as ">=" or "!=" needs quotes)' if mark and _is_bare_op(text, mark.index) else ""
-        raise ValueError(
-            f"policy {path}{at_line(mark.line + 1 if mark else None)}: not valid {_kind(path)}: {error.problem}{hint}"
-        ) from error
-    except Misread as error:
-        raise ValueError(f"policy {path}{error}") from error
-    # A date that is none is a plain ValueError.
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"policy {path}: not valid {_kind(path)}: {detail}") from error
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.lstrip(".") or "YAML"
+        return read_file(path, f"policy {path}", read_yaml, path.suffix.lstrip(".") or "YAML")
+    except ValueError as error:
+        mark = getattr(error.__cause__, "problem_mark", None)
+        if mark is None or not _is_bare_op(path.read_text(encoding="utf-8-sig"), mark.index):
+            raise
+        raise ValueError(f'{error} (an `op` such as ">=" or "!=" needs quotes)') from error
 
 
 def _is_bare_op(text: str, index: int) -> bool:

@@ -199,7 +199,7 @@ class AuditSummary:
         """
         wanted = (metric, region, class_name, group, method)
         for e in self.estimates:
-            if (e.metric, e.region, e.class_name, e.group, e.method) == wanted:
+            if e.key == wanted:
                 return e
         raise KeyError(f"no estimate {wanted}")
 

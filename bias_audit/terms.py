@@ -169,6 +169,11 @@ class Estimate:
         return within and all(math.isfinite(x) for x in (self.value, self.low, self.high))
 
     @property
+    def key(self) -> tuple[str, str | None, str | None, str | None, str | None]:
+        """What it measures, and on what: equal for the same estimate of two audits."""
+        return self.metric, self.region, self.class_name, self.group, self.method
+
+    @property
     def subject(self) -> str:
         """The estimate's name as a person reads it."""
         parts = [self.metric]

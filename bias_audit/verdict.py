@@ -106,8 +106,7 @@ def _apply(
     elif rule.threshold is None:
         return []
     else:
-        wanted = _Wanted(rule, subjects)
-        found = [e for e in estimates if wanted.matches(e)]
+        found = matched(rule, estimates, subjects)
         checks = [
             _check_limit(rule, e, least_samples(rule, policy), x)
             for e, x in _witnesses(rule, found, explainers(estimates, policy))
@@ -136,9 +135,9 @@ def unrecorded(
 
     Where it has none at all that is `nothing_recorded`, and this list is empty.
     """
-    wanted = _Wanted(rule, subjects)
-    found = [e for e in estimates if wanted.matches(e)]
-    return [_check_missing(rule, *names) for names in wanted.missing(found, methods)] if found else []
+    found = matched(rule, estimates, subjects)
+    missing = _Wanted(rule, subjects).missing(found, methods) if found else []
+    return [_check_missing(rule, *names) for names in missing]
 
 
 def least_samples(rule: Rule, policy: Policy) -> int:

@@ -152,6 +152,11 @@ def test_what_an_earlier_model_showed_is_no_pass(tmp_path: Path) -> None:
     assert run_gate(old, rules({"metric": "removal_flips", "region": "hair", "max": -0.5})).outcome is VIOLATED
     every = run_gate(old, rules({"metric": "removal_flips", "region": "hair", "max": 0.2, "at": "every"}))
     assert [c.check.step for c in every.checks] == [100]
+    # A rule that says nothing of any audit is no pass.
+    before = tuple(e for e in run.audits[0].estimates if not e.metric.startswith("removal_"))
+    alone = replace(old, audits=(replace(run.audits[0], trigger="reference", estimates=before), old.audits[1]))
+    result = run_gate(alone, rules({"metric": "removal_flips", "region": "hair", "max": 0.2, "at": "every"}))
+    assert result.outcome is UNKNOWN and "measured anew" in only(result).check.message
 
 
 def test_an_audit_that_failed_in_between(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_no_text_costs_more_than_it_is_worth(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="policy") as caught:
             read_policy(written(tmp_path, name, text))
         assert len(str(caught.value)) < 2000
-    with pytest.raises(ValueError, match=f"has {MOST_BYTES + 1} bytes, a policy has at most"):
+    with pytest.raises(ValueError, match=f"has {MOST_BYTES + 1} bytes, expected at most"):
         read_policy(written(tmp_path, "long.yaml", "#" * (MOST_BYTES + 1)))
 
 

@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torchvision.transforms import v2
 
 from bias_audit.data.samples import AuditDataset
-from bias_audit.located import MOST_BYTES, LineOf, Loc, Misread, at_line, read_yaml
+from bias_audit.located import Loc, at_line, read_file, read_yaml
 
 
 class _Strict(BaseModel):
@@ -225,7 +224,7 @@ def read_declared(path: str | Path) -> AuditDataset:
         ('doctor', 'nurse')
     """
     path = Path(path)
-    content, line_of = _content(path)
+    content, line_of = read_file(path, str(path), read_yaml, "YAML")
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with the key `reader`, got {_kind(content)}")
 
@@ -290,26 +289,6 @@ def import_from_here() -> None:
     """Look for modules in the current directory too, as `python -m` does and a console script does not."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def _content(path: Path) -> tuple[Any, LineOf]:
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}): give the path of a YAML file") from error
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{path}: has {len(content)} bytes, expected at most {MOST_BYTES}")
-    try:
-        return read_yaml(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = at_line(mark.line + 1 if mark else None)
-        raise ValueError(f"{path}{where}: not valid YAML: {error.problem}") from error
-    except Misread as error:
-        raise ValueError(f"{path}{error}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _meant(text: str, content: Mapping[Any, Any], folder: Path) -> Loc:

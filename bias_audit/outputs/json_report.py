@@ -142,11 +142,10 @@ def schema_text() -> str:
 def _check(row: Row) -> ReportedCheck:
     check, change = row.check, row.change
     # Of a verdict the estimate is that of its evidence which says most, about some class or group.
-    e = check.estimate if row.verdict is None else None
+    e = check.estimate if row.finding is None else None
     region, group = (None, None) if e is None else (e.region, e.group)
-    if row.verdict is not None:
-        kind, _, name = check.subject.removeprefix("verdict on ").partition(" ")
-        region, group = (name, None) if kind == "region" else (None, name)
+    if row.finding is not None:
+        region, group = (row.finding.name, None) if row.finding.kind == "region" else (None, row.finding.name)
     return ReportedCheck(
         rule=check.rule,
         subject=check.subject,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bias_audit.findings import Finding
 from bias_audit.gate import EXIT_CODES, GateCheck, GateResult
 from bias_audit.history import Change
 from bias_audit.policy import Rule
@@ -35,13 +36,18 @@ class Row:
     limit: str
     measured: str
     n: str
-    verdict: Verdict | None
+    finding: Finding | None
     since: int | None
     worst: tuple[str, ...]
     line: int | None
     reason: str
     baseline: Estimate | None
     change: Change | None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What a check on a verdict found; None of other checks."""
+        return None if self.finding is None else self.finding.verdict
 
     @property
     def label(self) -> str:
@@ -124,7 +130,7 @@ def _row(result: GateResult, one: GateCheck, rule: Rule | None) -> Row:
     state: State = check.outcome.value
     if check.outcome is Outcome.VIOLATED and not counts:
         state = "warning"
-    verdict = _verdict(check) if rule is not None and rule.metric == "verdict" else None
+    verdict = one.finding.verdict if one.finding is not None else None
     return Row(
         check,
         state,
@@ -133,7 +139,7 @@ def _row(result: GateResult, one: GateCheck, rule: Rule | None) -> Row:
         _limit(one, rule),
         _measured(one, verdict),
         str(e.n) if e is not None and verdict is None else "–",
-        verdict,
+        one.finding,
         one.since,
         one.worst,
         one.line,
@@ -170,9 +176,3 @@ def _reason(result: GateResult, check: Check, verdict: Verdict | None) -> str:
     elif e is not None and e.age:
         said += f"; measured {e.age} audit{'' if e.age == 1 else 's'} ago"
     return f"{said}; at step {check.step}" if check.step not in (None, last) else said
-
-
-def _verdict(check: Check) -> Verdict | None:
-    """The verdict that a check on a verdict says, None where there was none to judge."""
-    said = check.message.removeprefix(f"{check.subject}: ")
-    return next((verdict for verdict in Verdict if said.startswith(f"{verdict}. ")), None)
