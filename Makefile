@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test test-all lint types examples bench dashboard gate screenshots power wheel clean
+.PHONY: demo test test-slow lowest lint types examples bench dashboard gate soak screenshots power wheel clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,16 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(INSTALLED)
 	$(PYTEST)
 
-test-all: $(INSTALLED)
-	$(PYTEST) -m ""
+# What `make test` leaves out.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+# The oldest versions that pyproject.toml allows, of all that it names.
+lowest: $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear .venv-lowest
+	VIRTUAL_ENV=.venv-lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist worksteal tests \
+		--ignore tests/test_demo.py --ignore tests/test_ci.py --ignore tests/test_gate_fuzz.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -58,6 +66,10 @@ dashboard: $(INSTALLED)
 # How long the gate takes on a large run.
 gate: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gate
+
+# The long forms of the tests: an hour on two cores, into benchmarks/results/.
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 # Pictures for the README: train, then look at the page.
 screenshots: demo

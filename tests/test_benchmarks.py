@@ -354,6 +354,7 @@ def test_who_is_measured() -> None:
     assert tasks_of(spec, VALIDATION_GROUP, [VALIDATION, RIDE]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_measure(), reason="this system does not tell a process its own peak")
 def test_a_graph_through_the_whole_model_is_seen_in_the_memory() -> None:
     spec = dataclasses.replace(TINY, batch=8, images=8)
@@ -391,6 +392,7 @@ def test_the_rate_of_a_matrix_product_is_positive() -> None:
 # All of it
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_table_plot_and_timings_and_can_be_redrawn(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     small = ["--models", "resnet18", "--rounds", "1", "--batch", "2", "--images", "4", "--threads", str(threads)]
@@ -420,6 +422,7 @@ def test_a_tiny_run_writes_table_plot_and_timings_and_can_be_redrawn(tmp_path: P
     assert page.read_text() == text and image.read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_the_dashboards_are_measured_on_a_real_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--images", "12", "--audits", "2", "--foreground-audits", "1", "--overlays", "5"]

@@ -27,6 +27,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "classes", "attribute", "roles"),
     [

@@ -134,6 +134,7 @@ def test_writing_replaces_what_is_between_the_marks(study: ModuleType, tmp_path:
     assert (tmp_path / "doctor_nurse.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_a_study_is_taken_up_where_it_was_left(study: ModuleType, tmp_path: Path) -> None:
     tiny = study.Settings(size=32, per_class=40, epochs=1, per_cell=6)
     rows = study.study(tiny, seeds=1, jobs=1, cache=tmp_path, again=False)

@@ -224,6 +224,7 @@ def test_questions_and_answers() -> None:
                 assert (seen or ("red" if red > green else "green")) == colour
 
 
+@pytest.mark.slow
 def test_maps_under_attack(attacked: Any, out: Path) -> None:
     assert attacked.right[1] > 0.5
     before, fooled = attacked.rows

@@ -29,7 +29,7 @@ def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_pa
         text=True,
     )
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         drawn = next_page(out, training, 0, until)
         page = open_page(out, clock=True)
         assert page.locator("#live").is_visible()
@@ -37,7 +37,7 @@ def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_pa
         while page.locator("#live").count():
             seen.append(audits_on(page))
             training.send_signal(signal.SIGCONT)
-            drawn = next_page(out, training, drawn, until)
+            drawn = next_page(out, training, drawn, until, hold=len(set(seen)) < 3)
             # The page's clock is set forward; it finds what the training has written since by itself.
             with page.expect_navigation():
                 page.clock.run_for(RELOAD_MS)
@@ -53,15 +53,16 @@ def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_pa
     assert f"file://{out}/report.html" in said
 
 
-def next_page(out: Path, training: subprocess.Popen[str], last: int, until: float) -> int:
-    """Wait for a page that was not there before and hold the training, that it does not run ahead of the browser."""
+def next_page(out: Path, training: subprocess.Popen[str], last: int, until: float, hold: bool = True) -> int:
+    """Wait for a page that was not there before and `hold` the training, that it does not run ahead of the browser."""
     page = out / "report.html"
     while not page.exists() or page.stat().st_mtime_ns == last:
         assert time.monotonic() < until
         assert training.poll() is None or page.exists()
         time.sleep(0.005)
     drawn = page.stat().st_mtime_ns
-    training.send_signal(signal.SIGSTOP)
+    if hold:
+        training.send_signal(signal.SIGSTOP)
     return drawn
 
 
