@@ -93,12 +93,12 @@ def measure(task: Task) -> tuple[float, float]:
     with TemporaryDirectory() as folder:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        before = _resident("VmRSS")
-        _CLEAR.write_text("5")
+        before = resident("VmRSS")
+        clear_peak()
         group = GROUPS[task.group](work, Path(folder) / "run")
         contender = next(c for c in group.contenders if c.name == task.contender)
         contender.run()
-        return before, _resident("VmHWM")
+        return before, resident("VmHWM")
 
 
 def tasks_of(spec: Spec, group: str, contenders: Sequence[str]) -> list[Task]:
@@ -109,7 +109,13 @@ def tasks_of(spec: Spec, group: str, contenders: Sequence[str]) -> list[Task]:
     return [Task(small, group, name) for name in contenders if name not in (AFTERWARDS, TESTED)]
 
 
-def _resident(field: str) -> float:
+def clear_peak() -> None:
+    """Let this process's peak begin anew at what it holds now."""
+    _CLEAR.write_text("5")
+
+
+def resident(field: str) -> float:
+    """MiB of resident memory of this process: `VmRSS` now, `VmHWM` at most."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) / 1024
 

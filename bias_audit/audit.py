@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture, logits_of, unwrap
 from bias_audit.attribution.features import penultimate
 from bias_audit.attribution.layers import find_layer
+from bias_audit.attribution.sharded import class_name
 from bias_audit.attribution.targets import Target, check_logits
 from bias_audit.data.metadata import Annotated, Metadata
 from bias_audit.data.samples import AuditDataset
@@ -38,6 +39,7 @@ from bias_audit.evidence.performance import performance
 from bias_audit.evidence.pictures import changed_pictures
 from bias_audit.evidence.probe import probe, region_probe
 from bias_audit.localization import PixelRegions, ProjectedRegions, label_pixels, project_regions, with_remainder
+from bias_audit.overlays import outlined
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
 from bias_audit.ranks import ALONE, Ranks
@@ -49,6 +51,7 @@ from bias_audit.records import (
     RunDirectory,
     SampleScores,
     SampleSheet,
+    Thumbnails,
     now,
 )
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, decisions_of, maps_of, score_batch
@@ -61,6 +64,8 @@ Training = Metadata | Annotated | str | Path | None
 
 # Of the images that regions are removed from, so many get noise, and the fills that only show what they insert.
 SENSITIVITY_SAMPLES = 64
+# Bytes of regions that are kept on the device from audit to audit: 5,000 images of 224 x 224. Others are made anew.
+REGION_BYTES = 256_000_000
 
 
 def _no_progress(done: int, of: int) -> None:
@@ -76,6 +81,8 @@ class Auditor:
         policy: what must hold; a `Policy`, a mapping, the path of a file, or None for the default.
         training: labels and attributes of the training set, for the association in it: a `Metadata`, an annotated data
             set, or the path of a CSV with the columns `label` and those of the attributes.
+        thumbnails: False keeps pictures out of all that is recorded: heatmaps lie over the outlines of the regions;
+            "local" is for who shows and uploads the records: see `Manifest`.
 
     Raises:
         ValueError: the policy or the training set's labels cannot be read; the policy or the plan names what the audit
@@ -96,6 +103,7 @@ class Auditor:
         plan: AuditPlan | None = None,
         policy: Policy | str | Path | Mapping[str, Any] | None = None,
         training: Training = None,
+        thumbnails: Thumbnails = True,
     ) -> None:
         self.plan = plan or AuditPlan()
         self.policy = Policy.load(policy)
@@ -105,6 +113,7 @@ class Auditor:
         if strange is not None:
             raise ValueError(f"swaps: unknown attribute {strange!r}: the audit set has {', '.join(known) or 'none'}")
         self.training = Metadata.load(training, audit_set.subjects)
+        self.thumbnails = thumbnails
         self.samples_available = len(audit_set)
         self.audit_set = audit_set.subset(self.plan.max_samples, self.plan.seed)
         self.layer = self.plan.layer
@@ -112,6 +121,7 @@ class Auditor:
         self._regions: dict[
             tuple[tuple[int, ...], torch.Size, torch.device], tuple[ProjectedRegions, PixelRegions]
         ] = {}
+        self._region_samples = self._region_bytes = 0
 
     @cached_property
     def _alignments(self) -> tuple[Alignment, ...]:
@@ -141,12 +151,13 @@ class Auditor:
 
     def _sheet_and_fingerprint(self, ranks: Ranks = ALONE) -> tuple[SampleSheet, str]:
         if self._described is None:
-            self._described = self.audit_set.sheet(ranks=ranks)
+            sheet, fingerprint = self.audit_set.sheet(ranks=ranks)
+            self._described = (sheet if self.thumbnails else outlined(sheet)), fingerprint
         return self._described
 
     @property
     def sheet(self) -> SampleSheet:
-        """The audited images' thumbnails and masks."""
+        """The audited images' thumbnails, or their outlines only, and masks."""
         return self._sheet_and_fingerprint()[0]
 
     def prepare(self, model: nn.Module, forward_context: ForwardContext = nullcontext, ranks: Ranks = ALONE) -> None:
@@ -177,7 +188,7 @@ class Auditor:
             run_id=uuid.uuid4().hex[:12],
             created=now(),
             tool=f"bias-audit {version('bias-audit')}",
-            model=type(unwrap(model)).__name__,
+            model=class_name(unwrap(model)),
             layer=self.layer,
             methods=self.plan.methods,
             target=self.plan.target_name,
@@ -188,6 +199,7 @@ class Auditor:
             samples_audited=len(self.audit_set),
             seed=self.plan.seed,
             policy=self.policy,
+            thumbnails=self.thumbnails,
         )
 
     def run(
@@ -239,6 +251,8 @@ class Auditor:
             found: Effects | None = None
             pictures: ChangedPictures | None = None
             with borrowed(model) as lent:
+                # Between two steps of a training each rank has BatchNorm statistics of its own.
+                ranks.as_on_first([b for b in lent.buffers() if not b.is_inference()], device)
                 batches = scored or self._scored(
                     lent, device, forward_context, lambda done, _: progress(done, of), ranks
                 )
@@ -302,8 +316,8 @@ class Auditor:
     def score(self, taken: Capture, labels: Tensor, masks: Tensor, places: tuple[int, ...]) -> BatchScores:
         """Every score of the samples at `places` in the audit set, on the model's device.
 
-        Their regions are projected once and kept, as far as each sample comes in at most two batches: the audit's own
-        and the validation's that it rides along with.
+        Their regions are projected once and kept, as far as there is room, and as each sample comes in at most two
+        batches: the audit's own and the validation's that it rides along with.
         """
         key = (places, taken.activations.shape[2:], masks.device)
         regions = self._regions.get(key)
@@ -311,8 +325,12 @@ class Auditor:
             covered = with_remainder(masks)
             projected = project_regions(covered, key[1])
             regions = projected, label_pixels(covered, self.plan.pointing_tolerance)
-            if sum(len(kept[0]) for kept in self._regions) + len(places) <= 2 * len(self.audit_set):
+            held = sum(tensor.nbytes for part in regions for tensor in vars(part).values())
+            few = self._region_samples + len(places) <= 2 * len(self.audit_set)
+            if few and self._region_bytes + held <= REGION_BYTES:
                 self._regions[key] = regions
+                self._region_samples += len(places)
+                self._region_bytes += held
         return score_batch(taken, labels, *regions, self.plan)
 
     def in_order(self, batches: list[BatchScores], places: list[int]) -> list[BatchScores]:
@@ -398,7 +416,7 @@ class Auditor:
         flat = decisions_of(logits.flatten(0, 1), labels.repeat_interleave(count))
         decisions, margins = (values.view(-1, count).cpu().numpy() for values in flat)
         pictures = None
-        if ranks.rank == 0:
+        if ranks.rank == 0 and self.thumbnails:
             pictures = changed_pictures(changes, drawn.ids, drawn.subjects, decisions, margins, step)
         return (*estimates, *probed, *self._region_probes), found, pictures
 
@@ -538,9 +556,10 @@ def audit_model(
     policy: Policy | str | Path | Mapping[str, Any] | None = None,
     training: Training = None,
     out: str | Path | None = None,
+    thumbnails: bool = True,
     progress: Progress = _no_progress,
 ) -> AuditResult:
-    """Audit a model once; with `out`, also write a run directory there.
+    """Audit a model once; with `out`, also write a run directory there, without `thumbnails` one without pictures.
 
     Raises:
         ValueError: as `Auditor` and `Auditor.run`.
@@ -553,7 +572,7 @@ def audit_model(
         >>> result.estimate("accuracy").n
         8
     """
-    auditor = Auditor(audit_set, plan, policy, training)
+    auditor = Auditor(audit_set, plan, policy, training, thumbnails)
     result = auditor.run(model, progress=progress)
     if out is not None:
         directory = RunDirectory.create(out, auditor.manifest(model), auditor.sheet)

@@ -413,8 +413,7 @@ def _line(content: Any) -> bytes:
 
 
 def _without_defaults(e: Estimate) -> dict[str, Any]:
-    defaults = {f.name: f.default for f in fields(Estimate)}
-    return {name: value for name, value in vars(e).items() if value != defaults[name]}
+    return {f.name: value for f in fields(e) if (value := getattr(e, f.name)) != f.default}
 
 
 # As `BaselineSamples` and `SampleColumns` call them: names and arrays.

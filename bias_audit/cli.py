@@ -16,6 +16,7 @@ import typer
 
 from bias_audit.gate import FailOn, OnInconclusive
 from bias_audit.outputs import defused
+from bias_audit.redaction import without_secrets
 from bias_audit.terminal import console, print_baseline, print_clusters, print_comparison, print_policy, print_run
 
 app = typer.Typer(
@@ -27,6 +28,9 @@ app = typer.Typer(
 )
 
 RunDir = Annotated[Path, typer.Argument(help="The directory that holds manifest.json, or one above exactly one such.")]
+NoThumbnails = Annotated[
+    bool, typer.Option("--no-thumbnails", help="Show no picture: heatmaps lie over outlines of the regions.")
+]
 
 
 @app.command()
@@ -128,6 +132,9 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
     max_samples: Annotated[int, typer.Option(help="Of a larger audit set so many are drawn.")] = 512,
     seed: Annotated[int, typer.Option(help="Of that draw and of every resampling.")] = 0,
+    no_thumbnails: Annotated[
+        bool, typer.Option("--no-thumbnails", help="Write no picture: heatmaps lie over outlines of the regions.")
+    ] = False,
     accelerator: Annotated[str, typer.Option(help="As the Trainer has it: cpu, gpu, auto ...")] = "auto",
     devices: Annotated[str, typer.Option(help="As the Trainer has it: a number, a list such as 0,1, or auto.")] = "1",
     num_nodes: Annotated[int, typer.Option(help="As the Trainer has it.")] = 1,
@@ -150,6 +157,7 @@ def run(
         batch_size=batch_size,
         max_samples=max_samples,
         seed=seed,
+        thumbnails=not no_thumbnails,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -160,11 +168,11 @@ def run(
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
+def report(run_dir: RunDir, no_thumbnails: NoThumbnails = False) -> None:
     """Draw a run's page anew and print its path."""
     from bias_audit.report import write_report
 
-    typer.echo(write_report(run_dir))
+    typer.echo(write_report(run_dir, thumbnails=not no_thumbnails))
 
 
 @app.command()
@@ -216,6 +224,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="The page; by default compare.html in the directory of run B.")
     ] = None,
+    no_thumbnails: NoThumbnails = False,
 ) -> None:
     """Say what changed from one run to another, with intervals; it is no gate and exits with 0."""
     from bias_audit.compare import compare_runs
@@ -224,7 +233,8 @@ def compare(
 
     found = compare_runs(read_run(run_a), read_run(run_b))
     print_comparison(console(), found)
-    typer.echo(write_comparison(found.b.run.path / "compare.html" if out is None else out, found))
+    path = found.b.run.path / "compare.html" if out is None else out
+    typer.echo(write_comparison(path, found, thumbnails=not no_thumbnails))
 
 
 baselines = typer.Typer(help="What a model must not be worse than.", no_args_is_help=True)
@@ -374,7 +384,7 @@ def main() -> Any:
         else:
             words = " ".join(str(error).split()) or type(error).__name__
             # Names from the data must not steer the terminal.
-            text = "".join(c if c.isprintable() else "\ufffd" for c in words)
+            text = without_secrets("".join(c if c.isprintable() else "\ufffd" for c in words))
             if isinstance(error, ModuleNotFoundError):
                 text += ": this takes bias-audit with all its dependencies: pip install bias-audit"
             known = isinstance(error, ValueError | OSError | ModuleNotFoundError)

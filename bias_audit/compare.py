@@ -201,7 +201,7 @@ def _rank(key: Key) -> tuple[int, int]:
 def _paired(
     a: Side, b: Side, sheet: SampleSheet, shared: tuple[str, ...], estimates: Sequence[tuple[Estimate, Estimate]]
 ) -> dict[Key, tuple[Change, int]]:
-    if not shared:
+    if not shared or not all(side.run.has_scores(side.index) for side in (a, b)):
         return {}
     before, after = (SampleColumns.of_run(side.run, side.index) for side in (a, b))
     place = {name: i for i, name in enumerate(sheet.ids)}
@@ -289,6 +289,8 @@ def _notes(
             yield f"{letter}: {run.failed}."
         if run.torn:
             yield f"{letter}: the last record was cut off while it was written."
+        if not run.has_scores(side.index):
+            yield f"{letter}: the scores of this audit were dropped, so nothing is compared image by image."
         if not run.ended:
             yield f"{letter}: training has not ended, or was killed; this is its last audit so far."
     for letter, its, others in (("A", of_a, of_b), ("B", of_b, of_a)):

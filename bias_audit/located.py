@@ -8,6 +8,8 @@ Standard library and PyYAML only: the gate imports this module and must start in
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,6 +25,9 @@ LineOf = Callable[[Loc], int | None]
 
 # What no person writes is not parsed.
 MOST_BYTES = 1 << 20
+# An alias stands for all that it names: a text of a few lines can stand for more than any memory holds. Without one no
+# text of MOST_BYTES has so many values.
+MOST_NODES = 1 << 20
 # Each place where a TOML key may be is tried by parsing the file.
 MOST_TRIED = 200
 
@@ -49,12 +54,14 @@ def read_file(path: Path, name: str, parse: Callable[[str], tuple[Any, LineOf]],
         ValueError: it cannot be read, is too large, or is not of its kind; the message names the file and the line.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+            size = max(len(content), os.fstat(file.fileno()).st_size)
+        if size > MOST_BYTES:
+            raise ValueError(f"{name}: has {size} bytes, expected at most {MOST_BYTES}")
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: cannot be read ({error}): give the path of a {kind} file") from error
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{name}: has {len(content)} bytes, expected at most {MOST_BYTES}")
     try:
         return parse(text)
     except yaml.MarkedYAMLError as error:
@@ -85,7 +92,7 @@ def read_yaml(text: str) -> tuple[Any, LineOf]:
     """What a YAML text says, safely loaded, and where.
 
     Raises:
-        Misread: a key stands twice in one mapping.
+        Misread: a key stands twice in one mapping; or with each alias written out it would be too much.
         ValueError, yaml.YAMLError, RecursionError: it is not YAML.
 
     Example:
@@ -94,6 +101,8 @@ def read_yaml(text: str) -> tuple[Any, LineOf]:
         ('point', 3)
     """
     root = yaml.compose(text, yaml.SafeLoader)
+    if _nodes(root, {}) > MOST_NODES:
+        raise Misread(f": with its aliases written out it has more than {MOST_NODES} values: write it without them")
     for key, line in _twice(root):
         raise Misread(f"{at_line(line)}: {key}: stands twice: remove one")
     content = yaml.load(text, _Loader)
@@ -109,6 +118,17 @@ def read_yaml(text: str) -> tuple[Any, LineOf]:
         return line
 
     return content, line_of
+
+
+def _nodes(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many values a node stands for with each alias written out; infinite where one stands within itself."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # as long as it is open
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str, tuple[int, yaml.Node]]]:

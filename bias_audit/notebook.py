@@ -9,7 +9,6 @@ Matplotlib is imported only to draw, and never through pyplot: the figure belong
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -174,9 +173,8 @@ def _draw_enrichment(axes: Axes, shown: Sequence[Estimate]) -> None:
 
 def _draw_worst(part: SubFigure, result: AuditResult, sheet: SampleSheet | None, worst: Sequence[Looked]) -> None:
     import numpy as np
-    from PIL import Image
 
-    from bias_audit.overlays import overlay
+    from bias_audit.overlays import opened, overlay
 
     scores = result.scores
     part.suptitle(f"Most of the heatmap on a spurious region ({_plain(scores.methods[0])})", fontsize=9)
@@ -186,7 +184,7 @@ def _draw_worst(part: SubFigure, result: AuditResult, sheet: SampleSheet | None,
         if sheet is None:
             axes.imshow(heat, cmap="inferno", vmin=0, vmax=1)
         else:
-            picture = Image.open(io.BytesIO(sheet.thumbnails[sheet.ids.index(scores.ids[i])])).convert("RGB")
+            picture = opened(sheet.thumbnails[sheet.ids.index(scores.ids[i])]).convert("RGB")
             axes.imshow(np.asarray(overlay(picture, heat)))
         right = "correct" if scores.correct[i] else "wrong"
         axes.set_title(f"{_plain(scores.ids[i], 22)}\n{share:.2f} on {_plain(region, 14)}, {right}", fontsize=7)

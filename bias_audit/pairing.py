@@ -64,7 +64,7 @@ class SampleColumns:
         if not metrics:
             # Interventions are made together, so that one age is that of all.
             age = next((e.age for e in run.audits[index].estimates if e.metric.startswith("removal_")), 0)
-            older = run.scores(index - age) if 0 < age <= index else None
+            older = run.scores(index - age) if 0 < age <= index and run.has_scores(index - age) else None
             if older is not None and older.ids == scores.ids and older.regions == scores.regions:
                 effects, metrics = older.effects, older.effect_metrics
         names = (scores.ids, scores.metrics, scores.methods, scores.regions, metrics)

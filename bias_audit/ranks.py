@@ -7,7 +7,7 @@ all pieces on every rank, in their order; or an exception on every rank, whichev
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +22,11 @@ _SOURCE = re.compile(r"\[[^\[\]]*\.\w+:\d+\]\s*")
 
 
 class RankError(ValueError):
-    """What went wrong on another rank, and so on all of them; or that another rank is gone."""
+    """What went wrong on another rank, and so on all of them."""
+
+
+class RankGoneError(RankError):
+    """Another rank is gone, or was not heard of for as long as the process group waits."""
 
 
 def _unsaid(done: int, of: int) -> None:
@@ -76,6 +80,24 @@ class Ranks:
             return done
         return [result for part in self._exchange(tree_map(_on_cpu, done)) for result in part]
 
+    def as_on_first(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        """Give these tensors, in place, the content that they have on the first rank; `device` is the ranks' own.
+
+        Raises:
+            ValueError: the ranks' tensors differ in number, shape or type.
+            RankError: as `shared`.
+        """
+        if self.world == 1:
+            return
+        kinds = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        # After this exchange no rank fails before the others are done, too.
+        if any(of_other != kinds for of_other in self._exchange(kinds)):
+            raise ValueError("expected the same buffers in the model on every rank, got other shapes or types")
+        for tensor in tensors:
+            content = tensor.detach().to(device, copy=True)
+            torch.distributed.broadcast(content, 0)
+            tensor.copy_(content)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What raises on one rank inside raises on all: none waits for a rank that will not come. So does `sys.exit`.
@@ -84,6 +106,7 @@ class Ranks:
 
         Raises:
             RankError: another rank raised; the message is that rank's.
+            RankGoneError: another rank is gone: then there is nothing more to agree on.
         """
         try:
             yield
@@ -108,7 +131,7 @@ class Ranks:
                 return []
             # Advice on how to debug the backend follows.
             why = re.split(r"\.\s|\n", _SOURCE.sub("", str(error)), maxsplit=1)[0]
-            raise RankError(f"another rank is gone: {why}") from error
+            raise RankGoneError(f"another rank is gone: {why}") from error
         for rank, (said, _) in enumerate(found):
             if said is not None and not own:
                 raise RankError(f"{said} (on rank {rank} of {self.world})")

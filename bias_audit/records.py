@@ -11,6 +11,7 @@ same read back.
 
 An audit's arrays are written, synced and renamed into place before its line is appended and synced, so a line is never
 without its arrays. A half-written last line is what a kill leaves: readers report it (`Run.torn`), `resume` cuts it.
+Where only the arrays of the newest audits are kept, a line that names the others is synced before their files go.
 
 Neither torch nor Lightning is imported here, and numpy only where arrays are touched.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -27,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -43,8 +46,17 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
 CHANGED = "changed.npz"
+# The manifest of a run that is being moved to `previous`.
+_LEAVING = "manifest.previous.json"
 # The folder in which a W&B run keeps a copy of the records, so that it can be judged wherever it is copied to.
 COPIES = "bias_audit_records"
+# A record that unpacks to more is neither written nor read: a small file can be made that fills any memory.
+MOST_UNPACKED = 4 << 30
+# An array in which nothing is stored, such as no attributes of many samples, has at most so many rows.
+MOST_EMPTY = 1 << 24
+_NOT_READ = "it is damaged or was not written by this tool: record the run again"
+# Whether pictures of the audited images are kept: everywhere, in the run directory only, or nowhere.
+Thumbnails = bool | Literal["local"]
 
 
 class RecordError(ValueError):
@@ -56,7 +68,11 @@ class MissingEvidenceError(RecordError):
 
 
 class Manifest(BaseModel):
-    """What a run audited and how: fixed when the run directory is made."""
+    """What a run audited and how: fixed when the run directory is made.
+
+    `thumbnails` is False where the records hold no picture, and "local" where none leaves the run directory and its
+    page; then `overlays.shareable` is what may.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,6 +91,7 @@ class Manifest(BaseModel):
     samples_audited: Annotated[int, Field(ge=0)]
     seed: int
     policy: Policy
+    thumbnails: Thumbnails = True
 
 
 @dataclass(frozen=True)
@@ -199,7 +216,7 @@ class AuditSummary:
         """
         wanted = (metric, region, class_name, group, method)
         for e in self.estimates:
-            if e.key == wanted:
+            if e.metric == metric and e.key == wanted:
                 return e
         raise KeyError(f"no estimate {wanted}")
 
@@ -243,7 +260,7 @@ class AuditResult(AuditSummary):
 class _Line:
     """One line of audits.jsonl, less its checksums."""
 
-    kind: Literal["audit", "failed", "rewind", "best", "end"]
+    kind: Literal["audit", "failed", "rewind", "best", "dropped", "end"]
     audit: AuditSummary | None = None
     arrays: str | None = None
     arrays_bytes: int = 0
@@ -251,6 +268,7 @@ class _Line:
     samples: int | None = None
     step: int | None = None
     reason: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,18 +290,30 @@ class Run:
     _arrays: tuple[_Line, ...] = ()
     _bests: tuple[int, ...] = ()
     failed_steps: tuple[int, ...] = ()
+    _dropped: frozenset[str] = frozenset()
 
     @property
     def best_step(self) -> int | None:
         """The step of the best checkpoint so far; None where none is known."""
         return self._bests[-1] if self._bests else None
 
+    def has_scores(self, index: int) -> bool:
+        """Whether audit `index` still has its scores: a run may keep those of its newest audits only."""
+        arrays = self._arrays[index].arrays
+        return arrays is not None and arrays not in self._dropped
+
     def scores(self, index: int) -> SampleScores:
         """The scores of audit `index`, read from its file and checked against its checksum.
 
         Raises:
-            RecordError: the file is missing, truncated or changed.
+            MissingEvidenceError: they were not kept (see `has_scores`), or the file is missing.
+            RecordError: the file is truncated or changed.
         """
+        if not self.has_scores(index):
+            raise MissingEvidenceError(
+                f"{self.path}: the scores of the audit at step {self.audits[index].step} were dropped: this run keeps "
+                "those of its newest audits, of the best checkpoint and of the reference; ask for one of these"
+            )
         return _read_scores(self.path, self._arrays[index])
 
     def sheet(self) -> SampleSheet:
@@ -303,12 +333,13 @@ class Run:
         return _read_annotations(self.path / SAMPLES)
 
     def verify(self, index: int) -> None:
-        """Raise unless the arrays of audit `index` are those that were recorded.
+        """Raise unless the arrays of audit `index` are those that were recorded, or were dropped on purpose.
 
         Raises:
             RecordError: their file is missing, truncated or changed.
         """
-        _read_arrays(self.path, self._arrays[index])
+        if self.has_scores(index):
+            _read_arrays(self.path, self._arrays[index])
 
     def samples(self, index: int) -> int | None:
         """How many samples audit `index` holds the scores of; None where its record does not say."""
@@ -357,40 +388,74 @@ def _manifests(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """One audit whose arrays are kept: its place among all, and that of the audit whose interventions it rests on."""
+
+    name: str
+    place: int
+    step: int
+    trigger: str
+    rests_on: int
+
+    @classmethod
+    def of(cls, name: str, place: int, audit: AuditSummary) -> _Held:
+        age = max((e.age for e in audit.estimates if e.metric.startswith("removal_")), default=0)
+        return cls(name, place, audit.step, audit.trigger, place - age)
+
+
 class RunDirectory:
     """The writer of a run directory.
+
+    With `keep` the arrays of the newest so many audits are kept, and with them those of the reference, of the best
+    checkpoint's audit, and of the audits whose interventions these rest on. What all the others measured and concluded
+    is kept for ever, their arrays are not.
 
     Example:
         >>> directory = RunDirectory.create(path, manifest, sheet)  # doctest: +SKIP
         >>> directory.append(result)  # doctest: +SKIP
     """
 
-    def __init__(self, path: Path, count: int, last_sha256: str) -> None:
+    def __init__(self, path: Path, count: int, last_sha256: str, keep: int | None = None) -> None:
         self.path = path
         self._count = count
         self._last_sha256 = last_sha256
+        self._keep = keep
+        self._held: list[_Held] = []
+        self._audits = 0
+        self._best: int | None = None
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Manifest, sheet: SampleSheet) -> RunDirectory:
+    def create(
+        cls, path: str | Path, manifest: Manifest, sheet: SampleSheet, *, keep: int | None = None
+    ) -> RunDirectory:
         """A new run directory; a run that is already there moves to `previous/<its run id>` inside the new one.
 
         Raises:
             OSError: the directory cannot be written.
         """
         path = Path(path)
-        if (path / MANIFEST).exists():
+        _clear_leftovers(path)
+        if (path / MANIFEST).exists() or (path / _LEAVING).exists():
             _set_aside(path)
         (path / AUDITS).parent.mkdir(parents=True, exist_ok=True)
         (path / "audits").mkdir(exist_ok=True)
-        write_whole(path / SAMPLES, _sheet_bytes(sheet))
+        write_whole(path / SAMPLES, sheet_bytes(sheet))
         write_whole(path / AUDITS, b"")
         # The manifest comes last: a directory that has one is complete.
         _write_manifest(path, manifest)
-        return cls(path, 0, "")
+        return cls(path, 0, "", keep)
 
     @classmethod
     def resume(
-        cls, path: str | Path, source: str | Path, manifest: Manifest, sheet: SampleSheet, step: int
+        cls,
+        path: str | Path,
+        source: str | Path,
+        manifest: Manifest,
+        sheet: SampleSheet,
+        step: int,
+        *,
+        keep: int | None = None,
     ) -> RunDirectory:
         """Go on with the run in `source` from `step` on: its audits up to `step` are kept, later ones are dropped.
 
@@ -401,34 +466,46 @@ class RunDirectory:
         Raises:
             RecordError: `source` cannot be read, or audited another data set, layer or method (says which differs).
         """
-        run = read_run(source)
+        reader = RunReader(source)
+        run = reader.read()
         for name in ("fingerprint", "layer", "methods", "target", "sign"):
             old, new = getattr(run.manifest, name), getattr(manifest, name)
             if old != new:
                 raise RecordError(f"{source}: cannot be resumed: its {name} is {old!r}, this audit's is {new!r}")
         path, source = Path(path), run.path
         if path.resolve() != source.resolve():
-            directory = cls.create(path, manifest.model_copy(update={"run_id": run.manifest.run_id}), sheet)
-            for audit, line in zip(run.audits, run._arrays, strict=True):
-                if _stays(audit, step):
-                    directory.append(AuditResult(**vars(audit), scores=_read_scores(source, line)))
+            manifest = manifest.model_copy(update={"run_id": run.manifest.run_id})
+            directory = cls.create(path, manifest, sheet, keep=keep)
+            # Known before the audits are, of which it decides which keep their arrays.
             for best in [best for best in run._bests if best <= step][-1:]:
                 directory.best(best)
+            for index, audit in enumerate(run.audits):
+                if not _stays(audit, step):
+                    continue
+                if run.has_scores(index):
+                    directory.append(AuditResult(**vars(audit), scores=run.scores(index)))
+                else:
+                    directory._append_line(_Line("audit", audit, samples=run.samples(index)))
+                    directory._audits += 1
             changed = run.changed()
-            if changed is not None and changed.step <= step:
+            if changed is not None and changed.step <= step and manifest.thumbnails:
                 write_whole(path / CHANGED, _changed_bytes(changed))
             return directory
         whole = _whole_lines((source / AUDITS).read_bytes())
         if run.torn:
             write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
+        if manifest.thumbnails != run.manifest.thumbnails:
+            # From now on there are to be pictures, or none.
+            write_whole(path / SAMPLES, sheet_bytes(sheet))
         # The policy may have changed: what is judged from now on is judged by the new one.
         kept = {"run_id": run.manifest.run_id, "created": run.manifest.created}
         _write_manifest(path, manifest.model_copy(update=kept))
         last = json.loads(whole[-1])["sha256"] if whole else ""
-        directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last)
+        directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last, keep)
         directory._append_line(_Line("rewind", step=step))
+        directory._take_over(reader.read())
         changed = run.changed()
-        if changed is not None and changed.step > step:
+        if changed is not None and (changed.step > step or not manifest.thumbnails):
             (path / CHANGED).unlink()
         return directory
 
@@ -446,6 +523,11 @@ class RunDirectory:
         samples = len(result.scores.ids)
         self._append_line(_Line("audit", result.summary(), name, len(content), _sha256(content), samples))
         self._count += 1
+        if self._keep is not None:
+            # Without it the list would grow with every audit, and never be asked.
+            self._held.append(_Held.of(name, self._audits, result))
+        self._audits += 1
+        self._drop()
 
     def fail(self, step: int, reason: str) -> None:
         """Write that the audit at `step` could not be made: what comes before it is not the latest word."""
@@ -454,17 +536,46 @@ class RunDirectory:
     def best(self, step: int) -> None:
         """Write that the best checkpoint so far is that of `step`."""
         self._append_line(_Line("best", step=step))
+        self._best = step
 
     def end(self, error: str = "") -> None:
         """Say that training is over: no audit follows unless it is resumed. `error` is what it broke off with."""
         self._append_line(_Line("end", reason=error))
+
+    def _drop(self) -> None:
+        """Let go of the arrays that are not to be kept."""
+        if self._keep is None:
+            return
+        kept = {held.place for held in self._held[-self._keep :]}
+        kept |= {held.place for held in self._held if held.trigger == "reference" or held.step == self._best}
+        kept |= {held.rests_on for held in self._held if held.place in kept}
+        gone = tuple(held.name for held in self._held if held.place not in kept)
+        if gone:
+            self._append_line(_Line("dropped", names=gone))
+            self._held = [held for held in self._held if held.place in kept]
+            for name in gone:
+                (self.path / name).unlink(missing_ok=True)
+
+    def _take_over(self, run: Run) -> None:
+        """Go on from the audits of `run`, and clear up after whoever was killed while it wrote them."""
+        self._audits, self._best = len(run.audits), run.best_step
+        lines = [line.arrays if run.has_scores(i) else None for i, line in enumerate(run._arrays)]
+        self._held = [_Held.of(name, i, run.audits[i]) for i, name in enumerate(lines) if name is not None]
+        _clear_leftovers(self.path)
+        if self._keep is None:
+            return
+        names = {held.name for held in self._held}
+        for file in (self.path / "audits").glob("*.npz"):
+            # Dropped, of an audit that was rewound, or never named by a line.
+            if f"audits/{file.name}" not in names:
+                file.unlink()
 
     def _append_line(self, line: _Line) -> None:
         body = json.loads(_LINE.dump_json(line, exclude_defaults=True))
         body["previous"] = self._last_sha256
         canonical = _canonical(body, allow_nan=False)
         digest = _sha256(canonical)
-        text = b'{"body":%b,"sha256":"%b"}' % (canonical, digest.encode())
+        text = _BEFORE_BODY + canonical + _AFTER_BODY % digest.encode()
         path = self.path / AUDITS
         size = path.stat().st_size
         try:
@@ -472,10 +583,10 @@ class RunDirectory:
                 file.write(text + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             # A full disk may have taken half of the line, and the next one must not be glued to it.
             os.truncate(path, size)
-            raise
+            raise _named(error, path) from error
         self._last_sha256 = digest
 
 
@@ -486,41 +597,126 @@ def read_run(path: str | Path) -> Run:
         RecordError: there is no run directory, or a file of it is missing, changed or of another version; the message
             names the file and the line.
     """
-    root = find_run(path)
-    manifest = _read_manifest(root / MANIFEST)
-    try:
-        content = (root / AUDITS).read_bytes()
-    except OSError as error:
-        kind = MissingEvidenceError if isinstance(error, FileNotFoundError) else RecordError
-        raise kind(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
-    lines, torn = _parse_lines(root / AUDITS, content)
-    kept: list[_Line] = []
-    bests: list[int] = []
-    failures: list[int] = []
-    ended, failed = False, ""
-    for line in lines:
+    return RunReader(path).read()
+
+
+class RunReader:
+    """Reads one run directory again and again: of its lines only those written since the last time.
+
+    Where the file of lines was replaced or cut, or does not go on from the last line read, all of it is read anew. An
+    array file is looked for when its line is read.
+
+    Args:
+        path: the run directory, or one above the only one.
+
+    Example:
+        >>> reader = RunReader("runs/today")  # doctest: +SKIP
+        >>> len(reader.read().audits)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file: int | None = None
+        self._offset, self._lines, self._last_sha256 = 0, 0, ""
+        self._replay = _Replay()
+
+    def read(self) -> Run:
+        """The run as it is now.
+
+        Raises:
+            RecordError: as of `read_run`.
+        """
+        went_on = self._offset > 0
+        try:
+            return self._read_on()
+        except RecordError:
+            self._forget()
+            if not went_on:
+                raise
+        return self._read_on()
+
+    def _read_on(self) -> Run:
+        root = find_run(self._path)
+        manifest = _read_manifest(root / MANIFEST)
+        try:
+            with (root / AUDITS).open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._file or status.st_size < self._offset:
+                    self._forget()
+                file.seek(self._offset)
+                lines, torn = self._parse(file, root / AUDITS)
+        except OSError as error:
+            kind = MissingEvidenceError if isinstance(error, FileNotFoundError) else RecordError
+            raise kind(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
+        self._file = status.st_ino
+        replay = self._replay
+        # What a rewind leaves keeps its order, so that what is new is at the end.
+        new = replay.kept[max(0, len(replay.kept) - lines) :]
+        try:
+            for line in new:
+                if line.arrays is not None and line.arrays not in replay.dropped:
+                    _check_arrays(root, line)
+        except MissingEvidenceError:
+            if (root / AUDITS).stat().st_size == status.st_size:
+                raise
+            self._forget()
+            # They may have been dropped since their line was read: then the records say so by now.
+            return self._read_on()
+        audits = tuple(line.audit for line in replay.kept if line.audit is not None)
+        kept, bests, failures = tuple(replay.kept), tuple(replay.bests), tuple(replay.failures)
+        dropped = frozenset(replay.dropped)
+        return Run(root, manifest, audits, torn, replay.ended, replay.failed, kept, bests, failures, dropped)
+
+    def _parse(self, file: BinaryIO, path: Path) -> tuple[int, bool]:
+        """Take the rest of the file in, line by line; how many there are, and whether the last one was cut off."""
+        before = self._lines
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return self._lines - before, True
+            self._lines += 1
+            line, self._last_sha256 = _parse_line(raw, f"{path}, line {self._lines}", self._last_sha256)
+            self._replay.add(line)
+            self._offset += len(raw)
+        return self._lines - before, False
+
+
+@dataclass
+class _Replay:
+    """What the lines read so far come to: see `Run`."""
+
+    kept: list[_Line] = field(default_factory=list)
+    bests: list[int] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
+    ended: bool = False
+    failed: str = ""
+
+    def add(self, line: _Line) -> None:
+        """Take the next line in."""
         if line.kind == "best" and line.step is not None:
             # It is no audit: a checkpoint may be written after the end as well.
-            bests.append(line.step)
-            continue
-        ended = line.kind == "end"
+            self.bests.append(line.step)
+            return
+        if line.kind == "dropped":
+            self.dropped.update(line.names)
+            return
+        self.ended = line.kind == "end"
         if line.kind == "audit":
-            kept.append(line)
-            failed = ""
+            self.kept.append(line)
+            self.failed = ""
         elif line.kind == "failed":
-            failed = f"the audit at step {line.step} failed: {line.reason}"
-            failures += [line.step] if line.step is not None else []
+            self.failed = f"the audit at step {line.step} failed: {line.reason}"
+            self.failures += [line.step] if line.step is not None else []
         elif line.kind == "end" and line.reason:
-            failed = f"training broke off with {line.reason}"
+            self.failed = f"training broke off with {line.reason}"
         elif line.kind == "rewind" and line.step is not None:
-            failed, limit = "", line.step
-            kept = [k for k in kept if k.audit is not None and _stays(k.audit, limit)]
-            bests = [best for best in bests if best <= limit]
-            failures = [step for step in failures if step <= limit]
-    for line in kept:
-        _check_arrays(root, line)
-    audits = tuple(line.audit for line in kept if line.audit is not None)
-    return Run(root, manifest, audits, torn, ended, failed, tuple(kept), tuple(bests), tuple(failures))
+            self.failed, limit = "", line.step
+            self.kept = [k for k in self.kept if k.audit is not None and _stays(k.audit, limit)]
+            self.bests = [best for best in self.bests if best <= limit]
+            self.failures = [step for step in self.failures if step <= limit]
 
 
 def _stays(audit: AuditSummary, step: int) -> bool:
@@ -551,31 +747,32 @@ def _whole_lines(content: bytes) -> list[bytes]:
     return content.split(b"\n")[:-1]
 
 
-def _parse_lines(path: Path, content: bytes) -> tuple[list[_Line], bool]:
-    """The lines, and whether the last one was cut off."""
-    lines: list[_Line] = []
-    previous = ""
-    for number, raw in enumerate(_whole_lines(content), 1):
-        try:
-            outer = json.loads(raw)
-            body, digest = outer["body"], outer["sha256"]
+def _parse_line(raw: bytes, place: str, previous: str) -> tuple[_Line, str]:
+    """A line that follows one with the checksum `previous`, and its own."""
+    try:
+        outer = json.loads(raw)
+        body, digest = outer["body"], outer["sha256"]
+        # As `_append_line` writes it: to write its content anew would take half of the time.
+        canonical = raw[len(_BEFORE_BODY) : -len(_AFTER_BODY % digest.encode()) - 1]
+        if not raw.startswith(_BEFORE_BODY) or _sha256(canonical) != digest:
             canonical = _canonical(body)
-            intact = _sha256(canonical) == digest and body["previous"] == previous
-            line = _LINE.validate_json(canonical) if intact else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(
-                f"{path}, line {number}: is not a record ({type(error).__name__}): it was damaged"
-            ) from error
-        if line is None:
-            raise RecordError(f"{path}, line {number}: its checksum does not match: it was changed, moved or damaged")
-        lines.append(line)
-        previous = digest
-    return lines, not (content.endswith(b"\n") or not content)
+        intact = _sha256(canonical) == digest and body["previous"] == previous
+        line = _LINE.validate_json(canonical) if intact else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RecordError(f"{place}: is not a record ({type(error).__name__}): it was damaged") from error
+    if line is None:
+        raise RecordError(f"{place}: its checksum does not match: it was changed, moved or damaged")
+    return line, digest
 
 
 def _check_arrays(root: Path, line: _Line) -> None:
     path = _array_path(root, line)
-    size = path.stat().st_size if path.is_file() else None
+    try:
+        # One look: it may be dropped between two.
+        status = path.stat()
+        size = status.st_size if S_ISREG(status.st_mode) else None
+    except OSError:
+        size = None
     if size != line.arrays_bytes:
         got, kind = ("is missing", MissingEvidenceError) if size is None else (f"has {size} bytes", RecordError)
         raise kind(f"{path}: {got}, its record says {line.arrays_bytes}: the run directory is incomplete")
@@ -593,7 +790,9 @@ def _read_arrays(root: Path, line: _Line) -> tuple[Path, bytes]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+        # Dropped since the run was read, or lost.
+        kind = MissingEvidenceError if isinstance(error, FileNotFoundError) else RecordError
+        raise kind(f"{path}: cannot be read ({error.strerror})") from error
     if _sha256(content) != line.arrays_sha256:
         raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
     return path, content
@@ -611,7 +810,8 @@ def _scores_bytes(scores: SampleScores) -> bytes:
     return npz_bytes(vars(scores))
 
 
-def _sheet_bytes(sheet: SampleSheet) -> bytes:
+def sheet_bytes(sheet: SampleSheet) -> bytes:
+    """The content of `samples.npz`."""
     import numpy as np
 
     return npz_bytes(
@@ -635,9 +835,12 @@ def _read_sheet(path: Path) -> SampleSheet:
         raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
     names = ("ids", "labels", "attributes", "thumbnails", "thumbnail_lengths", "masks", "masks_shape")
     arrays = load_npz(path, content, names)
-    thumbnails = _unpacked(arrays["thumbnails"], arrays["thumbnail_lengths"])
+    thumbnails = _unpacked(path, arrays["thumbnails"], arrays["thumbnail_lengths"])
     width = int(arrays["masks_shape"][-1])
-    masks = np.unpackbits(arrays["masks"], axis=-1, count=width).astype(bool)
+    if arrays["masks"].shape[-1] != -(-width // 8):
+        raise RecordError(f"{path}: its masks are not as wide as it says: {_NOT_READ}")
+    # No copy: of many samples the masks are the largest there is.
+    masks = np.unpackbits(arrays["masks"], axis=-1, count=width).view(np.bool_)
     return SampleSheet(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"], thumbnails, masks)
 
 
@@ -663,7 +866,7 @@ def _read_changed(path: Path) -> ChangedPictures | None:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     arrays = load_npz(path, content, (*(f.name for f in fields(ChangedPictures)), "lengths"))
-    pictures = _unpacked(arrays.pop("pictures"), arrays.pop("lengths"))
+    pictures = _unpacked(path, arrays.pop("pictures"), arrays.pop("lengths"))
     for name in ("ids", "kinds", "regions", "attributes", "values"):
         arrays[name] = tuple(str(x) for x in arrays[name])
     return ChangedPictures(**arrays | {"step": int(arrays["step"]), "pictures": pictures})
@@ -677,20 +880,31 @@ def _packed(name: str, lengths: str, parts: Sequence[bytes]) -> dict[str, Any]:
     return {name: data, lengths: np.array([len(part) for part in parts], dtype=np.int64)}
 
 
-def _unpacked(data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+def _unpacked(path: Path, data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
     content, ends = data.tobytes(), lengths.cumsum()
+    # Lengths that go back and forth would make many copies of the same bytes.
+    if len(lengths) and (lengths.min() < 0 or lengths.sum() != len(content)):
+        raise RecordError(f"{path}: its pictures are not as long as it says: {_NOT_READ}")
     return tuple(content[end - n : end] for end, n in zip(ends, lengths, strict=True))
 
 
 def npz_bytes(arrays: dict[str, Any]) -> bytes:
-    """A compressed .npz whose bytes depend on the arrays alone, not on the time of writing."""
+    """A compressed .npz whose bytes depend on the arrays alone, not on the time of writing.
+
+    Raises:
+        RecordError: `load_npz` would not read it.
+    """
     import numpy as np
 
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MOST_UNPACKED - (1 << 20):
+        raise RecordError(f"a record of {size} bytes is too large, {MOST_UNPACKED} are read: audit fewer samples")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
-            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            np.lib.format.write_array(member, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
@@ -699,38 +913,100 @@ def load_npz(path: Path, content: bytes | BinaryIO, names: tuple[str, ...]) -> d
     """The arrays with these names in a .npz; `path` is where it is said to be.
 
     Raises:
-        RecordError: it is damaged, or lacks one of them.
+        RecordError: it is damaged, lacks one of them, or unpacks to more than any record; this is known before it is
+            unpacked.
     """
-    import numpy as np
-
     try:
         with (
             io.BytesIO(content) if isinstance(content, bytes) else content as file,
-            np.load(file, allow_pickle=False) as archive,
+            zipfile.ZipFile(file) as archive,
         ):
-            return {name: archive[name] for name in names}
+            _check_sizes(path, archive)
+            return {name: _array(path, _member(archive, f"{name}.npy")) for name in names}
+    except RecordError:
+        raise
     except Exception as error:
         # A damaged archive raises whatever its parts do: zlib.error, EOFError, NotImplementedError, struct.error ...
         raise RecordError(f"{path}: is not a whole .npz file ({error}): record the run again") from error
 
 
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise if an archive could unpack to more than `MOST_UNPACKED`: what it says of itself is all that is unpacked."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > MOST_UNPACKED:
+        raise RecordError(f"{path}: unpacks to {size} bytes, expected at most {MOST_UNPACKED}: {_NOT_READ}")
+    # Of others zipfile may unpack a whole piece of the file before it looks how much that was.
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+        raise RecordError(f"{path}: is compressed in a way that no record is: {_NOT_READ}")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as member:
+        # Without a number it would unpack all that is there before it looks how much was to be.
+        return member.read(archive.getinfo(name).file_size)
+
+
+def _array(path: Path, content: bytes) -> npt.NDArray[Any]:
+    """The array in a .npy; one of nothing may still say that it has any number of rows."""
+    import numpy as np
+
+    member = io.BytesIO(content)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, kind = header[np.lib.format.read_magic(member)](member)
+    cells = math.prod(max(1, length) for length in shape)
+    stored = len(content) - member.tell()
+    sound = math.prod(shape) * kind.itemsize == stored and cells <= max(stored, MOST_EMPTY)
+    if not sound and not kind.hasobject:  # Objects are refused below.
+        raise RecordError(f"{path}: an array of {shape} is said to be in {stored} bytes: {_NOT_READ}")
+    array: npt.NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
 def _set_aside(path: Path) -> None:
     """Move the run in `path` to `path/previous/<run id>`, so that `path` always holds the latest run."""
+    # From here on no run is here, even where no more than this can be done, as on a full disk.
+    if (path / MANIFEST).exists():
+        (path / MANIFEST).replace(path / _LEAVING)
     try:
-        run_id = _read_manifest(path / MANIFEST).run_id
+        run_id = _read_manifest(path / _LEAVING).run_id
     except RecordError:
         run_id = f"unreadable-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     # The same run may be resumed here more than once; a manifest from elsewhere does not choose the folder.
     name = Path(run_id).name.lstrip(".") or "unnamed"
     taken = 1
     target = path / PREVIOUS / name
-    while target.exists():
+    # One without a manifest is what a kill left of this move: it is gone on with.
+    while (target / MANIFEST).exists():
         taken += 1
         target = path / PREVIOUS / f"{name}-{taken}"
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for item in path.iterdir():
-        if item.name != PREVIOUS:
+        if item.name not in (PREVIOUS, _LEAVING):
             shutil.move(item, target / item.name)
+    (path / _LEAVING).replace(target / MANIFEST)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what writers left that were killed while they wrote a file whole."""
+    for folder in (path, path / "audits"):
+        for file in folder.glob(".*.tmp"):
+            writer = file.name.split(".")[-2]
+            if writer.isdigit() and not _is_another(int(writer)):
+                file.unlink(missing_ok=True)
+
+
+def _is_another(process: int) -> bool:
+    """Whether a process of this number lives that is not this one."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is someone else's.
+        return True
+    return True
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -742,6 +1018,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise _named(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -751,11 +1029,20 @@ def write_whole(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _write_manifest(path: Path, manifest: Manifest) -> None:
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
     body = manifest.model_dump(mode="json", by_alias=True)
     digest = _sha256(_canonical(body))
-    text = json.dumps({"body": body, "sha256": digest}, indent=1, allow_nan=False)
-    write_whole(path / MANIFEST, text.encode() + b"\n")
+    return json.dumps({"body": body, "sha256": digest}, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error, with the file that a person knows: a full disk names none."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    write_whole(path / MANIFEST, manifest_bytes(manifest))
 
 
 def _canonical(body: Any, allow_nan: bool = True) -> bytes:
@@ -766,4 +1053,5 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+_BEFORE_BODY, _AFTER_BODY = b'{"body":', b',"sha256":"%b"}'
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)

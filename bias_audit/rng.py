@@ -1,14 +1,16 @@
-"""Leave the caller's random numbers as they were.
+"""Leave the caller's random numbers, and torch's settings, as they were.
 
 Enters: nothing. Leaves: a context in which Python's, NumPy's and torch's global generators may be drawn from, and after
-which each of them is back where it was.
+which each of them is back where it was; and one for what torch is set to.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,3 +48,52 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def preserved_settings() -> Iterator[None]:
+    """Give back what torch is set to, on leaving, after an exception too.
+
+    A forward pass that is broken off by an exception may leave behind what it would have set back at its end: an
+    autocast that one hook enters and another leaves, a default dtype. Kept are autocast (whether, to what, how deep,
+    its cache), the default dtype, deterministic algorithms, and cuDNN's `enabled`, `benchmark` and `deterministic`.
+
+    Example:
+        >>> with preserved_settings():
+        ...     torch.set_default_dtype(torch.float64)
+        >>> torch.get_default_dtype()
+        torch.float32
+    """
+    before, nested = _settings(), _nesting()
+    try:
+        yield
+    finally:
+        left_open = _nesting() - nested
+        for _ in range(left_open):
+            torch.autocast_decrement_nesting()
+        if left_open > 0 and nested == 0:
+            # What nobody will leave any more would keep its copies of the weights for ever.
+            torch.clear_autocast_cache()
+        for (put, kept), (_, now) in zip(before, _settings(), strict=True):
+            if kept != now:
+                put(kept)
+
+
+def _settings() -> list[tuple[Callable[[Any], object], Any]]:
+    """How to set each setting, and what it is."""
+    found: list[tuple[Callable[[Any], object], Any]] = [
+        (torch.set_default_dtype, torch.get_default_dtype()),
+        (torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode()),
+        (torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()),
+    ]
+    for device in ("cpu", "cuda"):
+        found.append((partial(torch.set_autocast_enabled, device), torch.is_autocast_enabled(device)))
+        found.append((partial(torch.set_autocast_dtype, device), torch.get_autocast_dtype(device)))
+    cudnn = torch.backends.cudnn
+    return found + [(partial(setattr, cudnn, n), getattr(cudnn, n)) for n in ("enabled", "benchmark", "deterministic")]
+
+
+def _nesting() -> int:
+    """How many autocasts are open, one in another."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()

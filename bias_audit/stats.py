@@ -7,6 +7,7 @@ Everything is vectorised over hypotheses and resamples; randomness enters as a s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,8 @@ Bools = npt.NDArray[np.bool_]
 LEAST_FOR_BCA = 10
 # Cells of a matrix that is made at once: 16 MB of float32.
 _BLOCK = 1 << 22
+# Draws that are kept at once, of many hypotheses from many images: 64 MB of float32.
+_MOST_DRAWS = 1 << 24
 # What rounding leaves of deviations that are 0, relative to the sum of what they are made of.
 _ROUNDING = 1e-13
 # Draws that differ by less than this, in standard errors, are equal but for rounding.
@@ -45,6 +48,7 @@ def bootstrap_ratios(
     seed: int,
     level: float = 0.95,
     resamples: int = 4000,
+    subsets: Bools | None = None,
 ) -> Intervals:
     """Sum over images of each numerator over that of its denominator, with BCa bootstrap intervals.
 
@@ -63,6 +67,9 @@ def bootstrap_ratios(
         numerators, denominators: `(N, H)`, a column per hypothesis, finite; denominators are not negative.
         strata: `(N,)` of any labels; each stratum keeps its size in every resample. Strata of one image are drawn from
             together: each alone would not vary, and the interval would look certain.
+        subsets: bool `(N, C)`; then every hypothesis is one of each subset, with 0 for all other images, and the result
+            is `(C * H,)`, the first subset's before the second's. Of an image only the subsets in whose strata it is
+            cost anything: a thousand classes take what a few do.
 
     Reference: Efron, JASA 82 (1987) 171-185; DiCiccio and Efron, Statistical Science 11 (1996) 189-228, section 2;
     for the expansion Hesterberg, arXiv 1411.5279.
@@ -75,29 +82,24 @@ def bootstrap_ratios(
     """
     _, codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)
     groups = _Strata.of(np.where(sizes[codes] == 1, -1, codes))
-    x, y = numerators[groups.order].astype(np.float64), denominators[groups.order].astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = x.sum(0) / y.sum(0)
-    known = np.isfinite(value)
-    centre, total = np.where(known, value, 0), np.where(known, y.sum(0), 1)
-    # A resample's ratio less the value is a ratio of sums too. What is constant within strata cancels in it; left out
-    # from the start it leaves no rounding error that looks like variation.
-    deviations = groups.centred(x - centre * y)
-    spread = np.sqrt(np.square(deviations).sum(0))
-    varies = spread > _ROUNDING * (np.abs(x).sum(0) + np.abs(centre) * total)
-    deviations = np.where(varies, deviations / np.where(varies, spread, 1), 0)
-    # In standard errors, so that float32 is exact to a millionth of the interval's width.
-    draws = _draws(deviations.astype(np.float32), (y / total).astype(np.float32), groups.sizes, resamples, seed)
-
-    members = y > 0
-    n = members.sum(0)
-    # Fitted to the images are one ratio or, where a hypothesis has whole strata, one constant for each.
-    fitted = (groups.sums(members) / groups.sizes[:, None]).sum(0)
-    freedom = np.maximum(n - np.maximum(fitted, 1), 1)
-    z = special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(np.maximum(n, 1) / freedom)
-    shares = _shares(draws, np.where(n < LEAST_FOR_BCA, np.nan, (np.square(deviations) * deviations).sum(0) / 6), z)
-    low, high = value + _quantiles(draws, shares) * np.where(varies, spread, 0) / total
-    return Intervals(*(np.where(known, b, np.nan) for b in (value, np.minimum(low, value), np.maximum(high, value))))
+    inside = None if subsets is None else subsets[groups.order]
+    count, width = numerators.shape[1], _BLOCK // max(len(numerators), 1) + 1
+    # Counts that are drawn anew each time are drawn for many at once.
+    batch = 1 if resamples <= width else max(1, _MOST_DRAWS // max(1, resamples * min(count, width)))
+    places = [
+        (None if inside is None else inside[:, c], slice(start, start + width))
+        for c in range(1 if inside is None else inside.shape[1])
+        for start in range(0, max(count, 1), width)
+    ]
+    found: list[tuple[Floats, Floats, Floats]] = []
+    for start in range(0, len(places), batch):
+        pieces = [
+            _Piece.of(numerators[groups.order, columns], denominators[groups.order, columns], groups, members)
+            for members, columns in places[start : start + batch]
+        ]
+        draws = _draws(pieces, groups.sizes, resamples, seed)
+        found += [piece.intervals(drawn, level) for piece, drawn in zip(pieces, draws, strict=True)]
+    return Intervals(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 class _Strata(NamedTuple):
@@ -122,17 +124,93 @@ class _Strata(NamedTuple):
         return columns - np.repeat(self.sums(columns) / self.sizes[:, None], self.sizes, axis=0)
 
 
-def _draws(above: Floats32, below: Floats32, sizes: Indices, resamples: int, seed: int) -> Floats32:
-    """The ratio of sums in each resample, `(H, resamples)`, not finite where it divides by 0; images are sorted."""
-    rows, key = _BLOCK // max(len(above), 1) + 1, tuple(sizes.tolist())
+class _Piece(NamedTuple):
+    """Hypotheses on the same images: what is drawn from, and what the draws are to be scaled with.
+
+    `rows` are the places of the images of all strata that hold one of the subset's, among the sorted images; `above`
+    and `below` `(n, H)` are the deviations and denominators of these, a deviation's squares adding up to 1.
+    """
+
+    rows: Indices | slice
+    above: Floats32
+    below: Floats32
+    value: Floats
+    varies: Bools
+    # A standard error, if it varies.
+    scale: Floats
+    members: Indices
+    freedom: Indices | Floats
+    acceleration: Floats
+
+    @classmethod
+    def of(
+        cls, numerators: npt.NDArray[Any], denominators: npt.NDArray[Any], groups: _Strata, inside: Bools | None
+    ) -> _Piece:
+        """Of sorted columns `(N, H)`; 0 counts for what is not `inside` `(N,)`."""
+        rows: Indices | slice = slice(None)
+        x, y = numerators.astype(np.float64), denominators.astype(np.float64)
+        if inside is not None:
+            touched = groups.sums(inside[:, None])[:, 0] > 0
+            found = np.flatnonzero(np.repeat(touched, groups.sizes))
+            # Neighbours need not be copied from each resample.
+            together = found.size and found[-1] - found[0] + 1 == found.size
+            rows = slice(int(found[0]), int(found[-1]) + 1) if together else found
+            sizes = groups.sizes[touched]
+            groups = _Strata(found, np.cumsum(sizes) - sizes, sizes)
+            x, y = (np.where(inside[rows, None], columns[rows], 0) for columns in (x, y))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = x.sum(0) / y.sum(0)
+        known = np.isfinite(value)
+        centre, total = np.where(known, value, 0), np.where(known, y.sum(0), 1)
+        # A resample's ratio less the value is a ratio of sums too. What is constant within strata cancels in it; left
+        # out from the start it leaves no rounding error that looks like variation.
+        deviations = groups.centred(x - centre * y)
+        spread = np.sqrt(np.square(deviations).sum(0))
+        varies = spread > _ROUNDING * (np.abs(x).sum(0) + np.abs(centre) * total)
+        deviations = np.where(varies, deviations / np.where(varies, spread, 1), 0)
+        members = y > 0
+        n = members.sum(0)
+        # Fitted to the images are one ratio or, where a hypothesis has whole strata, one constant for each.
+        fitted = (groups.sums(members) / groups.sizes[:, None]).sum(0)
+        return cls(
+            rows,
+            # In standard errors, so that float32 is exact to a millionth of the interval's width.
+            deviations.astype(np.float32),
+            (y / total).astype(np.float32),
+            np.where(known, value, np.nan),
+            varies,
+            np.where(varies, spread, 0) / total,
+            n,
+            np.maximum(n - np.maximum(fitted, 1), 1),
+            np.where(n < LEAST_FOR_BCA, np.nan, (np.square(deviations) * deviations).sum(0) / 6),
+        )
+
+    def intervals(self, draws: Floats32, level: float) -> tuple[Floats, Floats, Floats]:
+        """Value, lower and upper bound, `(H,)` each, from `draws` `(H, resamples)`."""
+        z = special.stdtrit(self.freedom, (1 + level) / 2) * np.sqrt(np.maximum(self.members, 1) / self.freedom)
+        low, high = self.value + _quantiles(draws, _shares(draws, self.acceleration, z)) * self.scale
+        return self.value, np.minimum(low, self.value), np.maximum(high, self.value)
+
+
+def _draws(pieces: Sequence[_Piece], sizes: Indices, resamples: int, seed: int) -> list[Floats32]:
+    """The ratio of sums in each resample, `(H, resamples)` of each piece, not finite where it divides by 0."""
+    n = int(sizes.sum())
+    rows, key = _BLOCK // max(n, 1) + 1, tuple(sizes.tolist())
     if resamples <= rows:
         counts = iter([_kept_counts(key, resamples, seed)])
     else:
         # Counts of large sets are drawn anew each time, and never all at once.
         rng = np.random.default_rng(seed)
         counts = (_counts(key, min(rows, resamples - done), rng) for done in range(0, resamples, rows))
+    found = [np.empty((piece.above.shape[1], resamples), dtype=np.float32) for piece in pieces]
+    done = 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.concatenate([(above.T @ drawn.T) / (below.T @ drawn.T) for drawn in counts], axis=1)
+        for drawn in counts:
+            for piece, draws in zip(pieces, found, strict=True):
+                times = drawn[piece.rows]
+                np.divide(piece.above.T @ times, piece.below.T @ times, out=draws[:, done : done + times.shape[1]])
+            done += drawn.shape[1]
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -142,7 +220,7 @@ def _kept_counts(sizes: tuple[int, ...], resamples: int, seed: int) -> Floats32:
 
 
 def _counts(sizes: tuple[int, ...], resamples: int, rng: np.random.Generator) -> Floats32:
-    """How often each image is drawn in each resample, `(resamples, N)`; images are sorted by stratum."""
+    """How often each image is drawn in each resample, `(N, resamples)`; images are sorted by stratum."""
     n, lengths = sum(sizes), np.array(sizes, dtype=np.int64)
     size, start = np.repeat(lengths, lengths), np.repeat(np.cumsum(lengths) - lengths, lengths)
     counts = np.empty((resamples, n), dtype=np.float32)
@@ -152,7 +230,7 @@ def _counts(sizes: tuple[int, ...], resamples: int, rng: np.random.Generator) ->
         rows = min(step, resamples - done)
         drawn = (rng.random((rows, n)) * size).astype(np.int64) + start + n * np.arange(rows)[:, None]
         counts[done : done + rows] = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-    return counts
+    return np.ascontiguousarray(counts.T)
 
 
 def _shares(draws: Floats32, acceleration: Floats, z: Floats) -> Floats:

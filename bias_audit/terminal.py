@@ -7,7 +7,6 @@ All that comes from data is printed as it is: never as markup, and without chara
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -406,7 +405,7 @@ def _print_samples(console: Console, run: Run, index: int, count: int) -> None:
     """The samples whose heatmaps lie most on a spurious region, in rows as wide as the console."""
     from PIL import Image
 
-    from bias_audit.overlays import most_looked, overlay
+    from bias_audit.overlays import most_looked, opened, overlay
 
     sheet, scores, subjects = run.sheet(), run.scores(index), run.manifest.subjects
     worst = most_looked(scores, run.manifest.subjects.regions_with("spurious"), count)
@@ -423,7 +422,7 @@ def _print_samples(console: Console, run: Run, index: int, count: int) -> None:
         width = len(row) * (PICTURE + 2) - 2
         strip = Image.new("RGB", (width * 8, PICTURE * 8))
         for k, (i, _, _) in enumerate(row):
-            picture = Image.open(io.BytesIO(sheet.thumbnails[place[scores.ids[i]]])).convert("RGB")
+            picture = opened(sheet.thumbnails[place[scores.ids[i]]]).convert("RGB")
             drawn = overlay(picture, scores.maps[0, i].astype("float32"))
             drawn.thumbnail((PICTURE * 8, PICTURE * 8))
             strip.paste(drawn, (k * (PICTURE + 2) * 8, 0))

@@ -136,7 +136,8 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-@dataclass(frozen=True)
+# Slots: a run of 2,000 audits has a million of them, each of a quarter of the size.
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """A measured number: its value, its 95 % interval, and the images behind it.
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import bias_audit
+from bias_audit.redaction import without_secrets
 
 # What hangs, such as a network, must not keep a training that is over from ending.
 PATIENCE_S = 120.0
 # What is written at once goes into the pipe whole or not at all if it has at most 4096 bytes; JSON takes up to twelve
 # for a character.
 _LONGEST = 300
+_LAST_WORDS = 65536
 
 
 class Aside:
@@ -109,9 +111,10 @@ class Aside:
         assert self._process is not None and self._process.stdin is not None and self._errors is not None
         code = self._process.returncode
         self._process.stdin.close()
-        self._errors.seek(0)
+        # Of what somebody's code prints in hours, the last words tell.
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _LAST_WORDS))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         self._errors.close()
         self._process = self._errors = None
         if code and say:
-            raise RuntimeError(lines[-1] if lines else "the process was killed")
+            raise RuntimeError(without_secrets(lines[-1]) if lines else "the process was killed")

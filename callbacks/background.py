@@ -46,7 +46,7 @@ class Background:
         self._more = threading.Condition()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._left_out = 0
+        self._given = self._left_out = self._done = 0
         self._ending = False
 
     @property
@@ -60,7 +60,8 @@ class Background:
 
     def write(self, result: AuditResult) -> None:
         """Hand the result over."""
-        self._put(lambda: self.sink.write(result), may_go=True)
+        self._given += 1
+        self._put(lambda: self._write(result), may_go=True)
 
     def fail(self, step: int, reason: str) -> None:
         """Hand the failure over."""
@@ -72,10 +73,17 @@ class Background:
         assert self._thread is not None
         self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
-            self._warn(f"is not done {PATIENCE_S:.0f} seconds after training; it is not waited for any longer")
-        if self._left_out:
+            self._warn(
+                f"is not done {PATIENCE_S:.0f} seconds after training and is not waited for any longer: it has "
+                f"{self._done} of {self._given} audits; the run directory has all"
+            )
+        elif self._left_out:
             self._warn(f"is slower than the audits: {self._left_out} of them are not in it; the run directory has all")
         self._raise()
+
+    def _write(self, result: AuditResult) -> None:
+        self.sink.write(result)
+        self._done += 1
 
     def _put(self, call: Callable[[], None], *, may_go: bool = False, last: bool = False) -> None:
         self._raise()

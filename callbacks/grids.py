@@ -5,7 +5,6 @@ Enters: a `Session`, an audit's scores, and which samples. Leaves: one picture, 
 
 from __future__ import annotations
 
-import io
 import unicodedata
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bias_audit.callbacks.sinks import Session
-from bias_audit.overlays import overlay
+from bias_audit.overlays import opened, overlay
 from bias_audit.records import SampleScores
 from bias_audit.terminal import text
 
@@ -42,7 +41,7 @@ def grid(session: Session, scores: SampleScores, indices: Sequence[int]) -> Imag
     font = ImageFont.load_default(LETTERS)
     for k, index in enumerate(indices):
         left, top = GAP + k % columns * (TILE + GAP), GAP + k // columns * (cell + GAP)
-        thumbnail = Image.open(io.BytesIO(session.sheet.thumbnails[index])).convert("RGB")
+        thumbnail = opened(session.sheet.thumbnails[index]).convert("RGB")
         tile = ImageOps.contain(overlay(thumbnail, scores.maps[0, index].astype(np.float32)), (TILE, TILE))
         sheet.paste(tile, (left + (TILE - tile.width) // 2, top + TILE - tile.height))
         for line, words in enumerate(_caption(session, scores, index, k + 1)):

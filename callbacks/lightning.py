@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +26,13 @@ from bias_audit.callbacks.page import ReportSink
 from bias_audit.callbacks.progress import ProgressBarSink, under_way
 from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, monitored
 from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.callbacks.wandb_aside import WandbSink
+from bias_audit.callbacks.wandb_aside import WandbSink, own_run
 from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
-from bias_audit.ranks import ALONE, Ranks
-from bias_audit.records import AuditResult, AuditSummary, RecordError, SampleScores, read_run
+from bias_audit.ranks import ALONE, RankGoneError, Ranks
+from bias_audit.records import AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails, read_run
+from bias_audit.redaction import described, without_secrets
 from bias_audit.riding import RideAlong
 from bias_audit.rng import preserved_rng
 
@@ -78,6 +79,10 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         sinks: further places for the results.
         training: labels and attributes of the training set, for the association in it: a `Metadata`, an annotated data
             set, or the path of a CSV with the columns `label` and those of the attributes. No image is opened.
+        keep: of how many of the newest audits the run directory keeps the scores and heatmaps, beside those of the
+            reference and of the best checkpoint; None keeps all. What older audits found is always kept.
+        thumbnails: whether pictures of the audited images are kept. False writes none anywhere; "local" keeps them in
+            the run directory and its page, and loggers get heatmaps over the outlines of the regions.
 
     Raises:
         ValueError: more than one schedule, a schedule that is not positive, an unknown choice, or a policy or training
@@ -108,19 +113,22 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         name: str = "bias_audit",
         sinks: Sequence[Sink] = (),
         training: Training = None,
+        keep: int | None = None,
+        thumbnails: Thumbnails = True,
     ) -> None:
         super().__init__()
         schedules = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "every": every}
         given = [key for key, value in schedules.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"expected one schedule, got {' and '.join(given)}: keep one of them")
-        for key in ("every_n_epochs", "every_n_steps"):
-            value = schedules[key]
-            if isinstance(value, int) and value < 1:
+        for key, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps), ("keep", keep)):
+            if value is not None and value < 1:
                 raise ValueError(f"{key} must be at least 1, got {value}")
         for key, choice, choices in (("on_violation", on_violation, OnViolation), ("on_error", on_error, OnError)):
             if choice not in get_args(choices):
                 raise ValueError(f"unknown {key} {choice!r}: expected one of {', '.join(get_args(choices))}")
+        if thumbnails not in (True, False, "local"):
+            raise ValueError(f'unknown thumbnails {thumbnails!r}: expected True, False or "local"')
         if wandb is True:
             raise ValueError(
                 "wandb=True is ambiguous: leave it out to use the Trainer's WandbLogger, or give a mapping"
@@ -132,14 +140,17 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         if isinstance(audit_set, str) and audit_set != "validation":
             raise ValueError(f'expected an AuditDataset or "validation" as audit set, got {audit_set!r}')
         self.plan, self.policy = plan, Policy.load(policy)
-        self.training = training
-        self._auditor = None if isinstance(audit_set, str) else Auditor(audit_set, plan, self.policy, training)
+        self.training, self.thumbnails = training, thumbnails
+        self._auditor = (
+            None if isinstance(audit_set, str) else Auditor(audit_set, plan, self.policy, training, thumbnails)
+        )
         self._ride: RideAlong | None = None
         self._validated_set: AuditDataset | None = None
         self._from_validation = isinstance(audit_set, str)
         self._riding = self._ridden = False
         self.on_violation, self.on_error, self.reference = on_violation, on_error, reference
         self.name, self.dirpath = name, None if dirpath is None else Path(dirpath)
+        self.keep = keep
         self.run_dir: Path | None = None
         self.last_result: AuditResult | None = None
         self._wandb, self._more_sinks = wandb, tuple(sinks)
@@ -292,7 +303,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._ride = None
         self._note_best()
         if self._sinks is not None:
-            self._sinks.end(f"{type(exception).__name__}: {exception}")
+            self._sinks.end(described(exception))
         self._broken_off = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -334,13 +345,15 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         before = callbacks[: callbacks.index(self)]
         if trainer.world_size > 1:
-            self._stop_riding("each of several ranks sees a part of the validation only")
+            self._stop_riding(trainer, "each of several ranks sees a part of the validation only")
             return None
         if any(base.__name__ == "WeightAveraging" for c in before for base in type(c).__mro__):
-            self._stop_riding("a WeightAveraging before this callback takes its weights back before the audit is made")
+            self._stop_riding(
+                trainer, "a WeightAveraging before this callback takes its weights back before the audit is made"
+            )
             return None
         if shown is not self._validated_set:
-            self._stop_riding("the validation's DataLoader was made anew, over another audit set")
+            self._stop_riding(trainer, "the validation's DataLoader was made anew, over another audit set")
             return None
         places = {name: place for place, name in enumerate(self.auditor.audit_set.ids)}
         return RideAlong(
@@ -351,14 +364,15 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             tried=self._ridden,
         )
 
-    def _stop_riding(self, reason: str) -> None:
+    def _stop_riding(self, trainer: Trainer, reason: str) -> None:
         self._riding = False
-        warnings.warn(
-            f"bias-audit: cannot ride along with the validation ({reason}); audits make forward passes of their own, "
-            "which gives the same numbers and takes longer",
-            UserWarning,
-            stacklevel=2,
-        )
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"bias-audit: cannot ride along with the validation ({reason}); audits make forward passes of their "
+                "own, which gives the same numbers and takes longer",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -380,21 +394,22 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = self._best_step = None
         scores, previous = None, None
-        if self._resume is not None and trainer.is_global_zero:
-            try:
-                run = read_run(self._resume[0])
-                if run.audits and run.audits[0].trigger == "reference":
-                    scores = run.scores(0)
-                before = (a for a in reversed(run.audits) if a.step <= self._resume[1] and a.trigger != "end")
-                previous = next(before, None)
-            except RecordError as error:
-                self._resume = None
-                warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
+        with ranks_of(trainer).together():
+            if self._resume is not None and trainer.is_global_zero:
+                try:
+                    run = read_run(self._resume[0])
+                    if run.audits and run.audits[0].trigger == "reference":
+                        scores = run.scores(0)
+                    before = (a for a in reversed(run.audits) if a.step <= self._resume[1] and a.trigger != "end")
+                    previous = next(before, None)
+                except RecordError as error:
+                    self._resume = None
+                    warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
         # What is carried on decides what is measured, on all ranks alike, whichever of them can read the directory.
         scores, previous, self._resume = trainer.strategy.broadcast((scores, previous, self._resume))
         if self._auditor is None:
             self._validated_set = _validated(trainer)
-            self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training)
+            self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training, self.thumbnails)
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context, ranks_of(trainer))
         with ranks_of(trainer).together():
             if trainer.is_global_zero and self._sinks is None:
@@ -419,9 +434,12 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         try:
             scored = None if ride is None else ride.finish()
             if ride is not None and scored is None:
-                self._stop_riding(ride.reason)
+                self._stop_riding(trainer, ride.reason)
             self._ridden = scored is not None
-            with under_way(trainer.progress_bar_callback if trainer.is_global_zero else None) as progress:
+            with ExitStack() as shown:
+                with ranks_of(trainer).together():
+                    bar = trainer.progress_bar_callback if trainer.is_global_zero else None
+                    progress = shown.enter_context(under_way(bar))
                 step, epoch = self._loaded
                 result = self.auditor.run(
                     pl_module,
@@ -437,6 +455,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                     progress=progress,
                     ranks=ranks_of(trainer),
                 )
+        except RankGoneError:
+            # Training cannot go on without it, either.
+            raise
         except Exception as error:
             failure = error
         # A rank that went on alone would wait for the others for ever: what fails on one has failed on all.
@@ -485,7 +506,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            warnings.warn(f"bias-audit: no W&B run, training goes on without: {error}", RuntimeWarning, stacklevel=2)
+            said = without_secrets(str(error))
+            warnings.warn(
+                f"bias-audit: no W&B run, training goes on without: {said}; the run directory has the audits, and "
+                f"`bias-audit dashboard push {self.run_dir} --project NAME --send` makes a W&B run of them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if run is not None:
             sinks.append(WandbSink(run, own=bool(self._wandb)))
         # What works on a thread takes the interpreter from those after it.
@@ -493,16 +520,17 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         fan_out = FanOut(sinks, self.on_error)
         resumed, step = self._resume or (None, 0)
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
-        fan_out.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step))
+        fan_out.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step, self.keep))
         return fan_out
 
     def _report_failure(self, trainer: Trainer, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"bias-audit: the audit at step {trainer.global_step} failed, training goes on: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        reason = described(error)
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"bias-audit: the audit at step {trainer.global_step} failed, training goes on: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self._sinks is not None:
             self._sinks.fail(trainer.global_step, reason)
 
@@ -601,9 +629,7 @@ def _kinds(thing: Any) -> set[str]:
 def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:
     """The W&B run to log to, if any."""
     if options:
-        import wandb
-
         assert isinstance(options, Mapping)
-        return wandb.init(**options)
+        return own_run(options)
     loggers: list[Any] = [logger for logger in trainer.loggers if "WandbLogger" in _kinds(logger)]
     return loggers[0].experiment if loggers else None

@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bias_audit.callbacks.grids import grid
 from bias_audit.callbacks.sinks import Session, in_words, scalars
 from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
-from bias_audit.records import PREVIOUS, AuditResult
+from bias_audit.records import AUDITS, PREVIOUS, AuditResult, read_run
+from bias_audit.report.shared import write_shared
 from bias_audit.terminal import text
 
 # MLflow refuses a longer name of a metric. Longer tags it cuts, and more metrics it sends in parts.
@@ -56,9 +60,19 @@ class MlflowSink:
         self._tag(f"step {step}: no audit, {reason}")
 
     def end(self, error: str = "") -> None:
-        """Upload the run directory with its page."""
-        name, path = metric_key(self._session.name), self._session.path
-        for item in sorted(path.iterdir()):
+        """Upload the run directory with its page; without the pictures where these are to stay in it."""
+        path = self._session.path
+        if self._session.manifest.thumbnails != "local":
+            self._upload(path.iterdir())
+            return
+        with TemporaryDirectory(prefix="bias-audit-") as folder:
+            write_shared(read_run(path), Path(folder))
+            # Whatever else lies in the run directory may show pictures.
+            self._upload((path / AUDITS, path / "audits", *Path(folder).iterdir()))
+
+    def _upload(self, items: Iterable[Path]) -> None:
+        name = metric_key(self._session.name)
+        for item in sorted(items):
             if item.is_dir() and item.name != PREVIOUS:
                 self._logger.experiment.log_artifacts(self._logger.run_id, str(item), f"{name}/{item.name}")
             elif item.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bias_audit.callbacks.aside import Aside
 from bias_audit.callbacks.sinks import Session
 from bias_audit.records import AuditResult
+from bias_audit.report import REPORT
 from bias_audit.report.follow import END
 
 
@@ -17,9 +18,14 @@ class ReportSink:
     It shows what the run directory records: without records there is no page.
     """
 
+    of_records = True
+
     def start(self, session: Session) -> None:
         """Remember where."""
         self._aside = Aside("bias_audit.report.follow", str(session.path))
+        if not session.manifest.thumbnails:
+            # The page of a run that is gone on with may show pictures, and the next may come in hours.
+            (session.path / REPORT).unlink(missing_ok=True)
 
     def write(self, result: AuditResult) -> None:
         """Have the page drawn."""

@@ -32,7 +32,9 @@ from bias_audit.callbacks.progress import UNDER_WAY
 from bias_audit.data.declared import called, import_from_here, imported, read_declared
 from bias_audit.plan import AuditPlan
 from bias_audit.records import RunDirectory
+from bias_audit.redaction import described
 from bias_audit.report import write_report
+from bias_audit.rng import preserved_rng
 
 # Where Lightning looks in a checkpoint, old or new, for the arguments of the class.
 _ARGUMENTS = ("hparams", "module_arguments", "hyper_parameters")
@@ -57,7 +59,7 @@ class RunOptions:
     `model` is `package.module:name`: a function or class that gives an `nn.Module`, with `weights` (a state dict, a
     Lightning checkpoint or a .safetensors file) or as it is; or with `checkpoint` the LightningModule class that wrote
     it. `data` declares the audit set (see `data.declared`), `out` is the run directory. `layer` to `seed` are those of
-    `AuditPlan`; the rest is the Trainer's.
+    `AuditPlan`; without `thumbnails` no picture is written; the rest is the Trainer's.
     """
 
     model: str
@@ -72,6 +74,7 @@ class RunOptions:
     batch_size: int = AuditPlan.batch_size
     max_samples: int = AuditPlan.max_samples
     seed: int = AuditPlan.seed
+    thumbnails: bool = True
     accelerator: str = "auto"
     devices: str = "1"
     num_nodes: int = 1
@@ -110,7 +113,7 @@ def audit_checkpoint(options: RunOptions) -> Path:
     plan = AuditPlan(
         layer=options.layer, batch_size=options.batch_size, max_samples=options.max_samples, seed=options.seed
     )
-    auditor = Auditor(audit_set, plan, options.policy, options.training)
+    auditor = Auditor(audit_set, plan, options.policy, options.training, options.thumbnails)
     audit = _Audit(_load(options), auditor, options.out)
     with _quiet():
         trainer = _trainer(options)
@@ -178,7 +181,7 @@ class _Audit(pl.LightningModule):
                 )
         except (Exception, SystemExit) as error:
             if directory is not None:
-                directory.end(f"{type(error).__name__}: {error}")
+                directory.end(described(error))
             raise
         if directory is not None:
             directory.append(result)
@@ -251,7 +254,9 @@ def _load(options: RunOptions) -> _Loaded:
         raise ValueError("expected --checkpoint (with a LightningModule class) or --weights, got both: keep one")
     if options.checkpoint is not None:
         return _from_checkpoint(options.model, options.checkpoint, options.trust_checkpoint)
-    model = called(options.model, "--model")
+    # Weights that it draws are the same on every rank, and a second time.
+    with preserved_rng(options.seed):
+        model = called(options.model, "--model")
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model: {options.model!r} returned {type(model).__name__}, expected an nn.Module")
     if options.weights is None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from bias_audit.headlines import is_headline
+from bias_audit.overlays import shareable
 from bias_audit.records import AuditResult, AuditSummary, Manifest, RecordError, RunDirectory, SampleSheet
+from bias_audit.redaction import without_secrets
 from bias_audit.terms import Estimate, Verdict
 
 MOST_CLASSES = 20
@@ -24,8 +26,9 @@ MOST_CLASSES = 20
 class Session:
     """What every sink is told before the first audit.
 
-    `name` prefixes metrics and names the run directory `path`. `resumed_from` is the run directory that this one goes
-    on from at `resumed_step`.
+    `name` prefixes metrics and names the run directory `path`. `sheet` is what may be shown: outlines in place of
+    pictures where these are not to leave the run directory (`Manifest.thumbnails`). `resumed_from` is the run directory
+    that this one goes on from at `resumed_step`. `keep` is of how many audits it keeps the scores, None for all.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Session:
     sheet: SampleSheet
     resumed_from: Path | None = None
     resumed_step: int = 0
+    keep: int | None = None
 
 
 class Sink(Protocol):
@@ -67,10 +71,15 @@ class RunDirectorySink:
     def start(self, session: Session) -> None:
         """Make the directory, or go on with the one that training resumed from."""
         if session.resumed_from is None:
-            self._directory = RunDirectory.create(session.path, session.manifest, session.sheet)
+            self._directory = RunDirectory.create(session.path, session.manifest, session.sheet, keep=session.keep)
         else:
             self._directory = RunDirectory.resume(
-                session.path, session.resumed_from, session.manifest, session.sheet, session.resumed_step
+                session.path,
+                session.resumed_from,
+                session.manifest,
+                session.sheet,
+                session.resumed_step,
+                keep=session.keep,
             )
 
     def write(self, result: AuditResult) -> None:
@@ -115,23 +124,32 @@ class LoggerSink:
 class FanOut:
     """Several sinks as one; a sink that raises is named in one warning and not called again.
 
-    With `on_error="raise"` its exception goes through instead.
+    One that only shows what is recorded (`of_records`) goes without a word once the records have failed. With
+    `on_error="raise"` the exception goes through instead, unless training has broken off with another. Where pictures
+    are to stay in the run directory, no other sink gets any.
     """
 
     def __init__(self, sinks: Sequence[Sink], on_error: str) -> None:
         self._sinks = list(sinks)
         self._on_error = on_error
-        self._open = False
+        self._open = self._bare = False
+        self._recorded = True
 
     def start(self, session: Session) -> None:
         """Start every sink."""
         self._open = True
-        self._each(lambda sink: sink.start(session), set_up=True)
+        self._bare = session.manifest.thumbnails == "local"
+        shared = replace(session, sheet=shareable(session.sheet, session.manifest))
+        self._each(
+            lambda sink: sink.start(session if isinstance(sink, RunDirectorySink) else shared),
+            set_up=True,
+        )
 
     def write(self, result: AuditResult) -> None:
         """Give every sink the result."""
         self._open = True
-        self._each(lambda sink: sink.write(result))
+        shared = replace(result, changed=None) if self._bare else result
+        self._each(lambda sink: sink.write(result if isinstance(sink, RunDirectorySink) else shared))
 
     def fail(self, step: int, reason: str) -> None:
         """Tell every sink that an audit could not be made."""
@@ -147,19 +165,24 @@ class FanOut:
         if not self._open:
             return
         self._open = False
-        self._each(lambda sink: sink.end(error))
+        # What training broke off with is not to be hidden by what breaks after it.
+        self._each(lambda sink: sink.end(error), may_raise=not error)
 
-    def _each(self, call: Callable[[Sink], None], set_up: bool = False) -> None:
+    def _each(self, call: Callable[[Sink], None], *, set_up: bool = False, may_raise: bool = True) -> None:
         for sink in tuple(self._sinks):
             try:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
+                self._recorded = self._recorded and not isinstance(sink, RunDirectorySink)
                 # A run that cannot be gone on with is a mistake in the set-up: its old records would pass for new ones.
-                if self._on_error == "raise" or (set_up and isinstance(error, RecordError)):
+                if (self._on_error == "raise" and may_raise) or (set_up and isinstance(error, RecordError)):
                     raise
+                if getattr(sink, "of_records", False) and not self._recorded:
+                    continue
                 warnings.warn(
-                    f"bias-audit: {name_of(sink)} failed and is left out from now on; training goes on: {error}",
+                    f"bias-audit: {name_of(sink)} failed and is left out from now on; training goes on: "
+                    + without_secrets(str(error)),
                     RuntimeWarning,
                     stacklevel=2,
                 )

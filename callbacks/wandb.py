@@ -3,9 +3,10 @@
 Enters: a W&B run and each `AuditResult`. Leaves, in that run, in sections that follow the questions a reader asks: what
 the findings are, where the model looks, whether it relies on it, and for whom it is wrong; overlays of a fixed panel
 and of the worst samples with masks to switch on and off; a table of samples; confusion matrices by group; an alert when
-a rule is violated that was not before; a summary; the page; and for each audit an artifact that holds the run directory
-as it was then. With no account all of it works offline: an artifact of an offline run only says where its files are, so
-the records are kept in W&B's directory of the run too, from where `bias-audit gate` reads them on any machine.
+a rule is violated that was not before; a summary; the page; and for each audit, after a hundred whenever there are a
+tenth more, an artifact that holds the run directory as it was then. With no account all of it works offline: an
+artifact of an offline run only says where its files are, so the records are kept in W&B's directory of the run too,
+from where `bias-audit gate` reads them on any machine.
 
 In W&B's lineage the audits of a training stand beside its checkpoints, as outputs of one run; each names its step, and
 the state of the callback in a checkpoint names the audit's. A run that audits a checkpoint which it got by
@@ -19,7 +20,6 @@ in one order.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -27,16 +27,16 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
 from bias_audit.history import onsets
-from bias_audit.overlays import PANEL, WORST, fixed_panel, overlay, worst
+from bias_audit.overlays import PANEL, WORST, fixed_panel, opened, overlay, worst
 from bias_audit.records import (
     AUDITS,
     CHANGED,
@@ -48,8 +48,13 @@ from bias_audit.records import (
     AuditSummary,
     SampleScores,
     SampleSheet,
+    manifest_bytes,
+    read_run,
+    sheet_bytes,
     write_whole,
 )
+from bias_audit.redaction import described
+from bias_audit.report import REPORT, render
 from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
 
 if TYPE_CHECKING:
@@ -65,8 +70,9 @@ MOST_ROWS = 1000
 MOST_CONFUSIONS = 12
 # The page is a few megabytes: it is sent with the first trained audit, then with every so-many-th, and at the end.
 PAGE_EVERY = 5
-# An artifact lists every audit so far: from so many on only every tenth audit has one.
-MOST_ARTIFACTS = 100
+# Page and artifact hold every audit so far: from so many on they are sent when there are a tenth more, so that all that
+# is sent grows with the number of audits, and not with its square.
+MANY = 100
 ALERT_EVERY_S = 600.0
 LEVELS = {Verdict.CLEARED: 0, Verdict.INCONCLUSIVE: 1, Verdict.SUSPECTED: 2, Verdict.RELIANCE: 3}
 _LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_CAPTION = 63, 2000, 120
@@ -103,7 +109,9 @@ class WandbWriter:
         self._told: set[str] = set()
         self._held_back: dict[str, str] = {}
         self._told_at = -ALERT_EVERY_S
-        self._page_due = 1
+        self._page_due, self._artifact_due = 1, 0
+        self._refused = ""
+        self._instead: TemporaryDirectory[str] | None = None
         self._defined: set[str] = set()
 
     @property
@@ -136,23 +144,30 @@ class WandbWriter:
         }
         self._run.config.update({session.name: facts}, allow_val_change=True)  # type: ignore[no-untyped-call]
         if session.path.is_dir() and not self._run.disabled:
-            write_whole(session.path / WHERE, where(self._run, session.name))
+            if self._bare:
+                # The manifest says that what lies beside it holds no picture.
+                self._instead = TemporaryDirectory(prefix="bias-audit-")
+                write_whole(self._file(SAMPLES), sheet_bytes(session.sheet))
+                write_whole(self._file(MANIFEST), manifest_bytes(manifest.model_copy(update={"thumbnails": False})))
+            self._note()
             # What was the last word of an earlier stage is none until an audit of this one has been sent.
             (self._copy / MANIFEST).unlink(missing_ok=True)
 
     def write(self, result: AuditResult) -> None:
-        """Log one audit."""
+        """Log one audit.
 
+        Raises:
+            wandb.Error: W&B does not answer; nothing of the audit was logged, and it may be tried again.
+        """
         keys, sheet, scores = self._keys, self.session.sheet, result.scores
         subjects = self.session.manifest.subjects
-        if scores.effects.size:
-            self._effects = scores, result.step
+        effects = (scores, result.step) if scores.effects.size else self._effects
         self._audits.append(result.summary())
         logged: dict[str, Any] = {STEP: result.step, **self._numbers(result)}
         logged |= {
             keys.findings: self._findings(result),
             keys.shares: _shares(result.estimates, subjects, scores.methods[0]),
-            keys.samples: _table(scores, sheet, subjects, self._effects),
+            keys.samples: _table(scores, sheet, subjects, effects),
             **dict(_confusions(keys, scores, sheet, subjects)),
         }
         for key, indices in (
@@ -161,46 +176,70 @@ class WandbWriter:
         ):
             if indices:
                 logged[key] = [_picture(scores, sheet, subjects, i) for i in indices]
-        page = self.session.path / "report.html"
-        if self._live and len(self._audits) > self._page_due and page.exists():
-            self._page_due = len(self._audits) - 1 + PAGE_EVERY
-            logged[keys.page] = _page(page)
+        page = self._page() if self._live and len(self._audits) > self._page_due else None
+        if page is not None:
+            logged[keys.page] = page
         if self._own:
             logged |= scalars(result, self.session.name)
             self._order_by_step(logged)
-        self._run.log(logged)
+        try:
+            # Of a table W&B wants to know from the network at once whether there is one of its name.
+            self._run.log(logged)
+        except BaseException:
+            self._audits.pop()
+            raise
+        self._effects = effects
+        if page is not None:
+            self._page_due = _next(len(self._audits) - 1, PAGE_EVERY)
         self._run.summary.update(self._summary(result))
         if result.trigger != "reference":
             self._alert(result)
         count = len(self._audits) - 1
-        if count < MOST_ARTIFACTS or count % 10 == 0:
-            self._send_records(result)
+        if count >= self._artifact_due and self._send_records(result):
+            self._artifact_due = _next(count, 1)
+        self._note()
+
+    def skip(self, audit: AuditSummary) -> None:
+        """Count an audit that cannot be logged, because its scores are gone."""
+        self._audits.append(audit)
+        self._note()
 
     def fail(self, step: int, reason: str) -> None:
         """Say in the summary that an audit could not be made."""
         self._doubt(f"the audit at step {step} failed: {reason}")
 
     def end(self, error: str = "") -> None:
-        """Log the page and the run directory, and what alerts were held back."""
+        """Log the page and the run directory, and what alerts were held back.
+
+        Raises:
+            RuntimeError: W&B did not take the run directory.
+        """
         import wandb
 
         self._send_alert(self._held_back)
         if error:
             self._doubt(error)
         path = self.session.path
-        page = path / "report.html"
-        if page.exists():
-            self._run.log({self._keys.page: _page(page)})
+        page = self._page()
+        if page is not None:
+            self._run.log({self._keys.page: page})
         artifact = wandb.Artifact(self._artifact_name, type="bias-audit", metadata=self._metadata(error))
-        for item in sorted(path.iterdir()):
+        # Whatever else lies in the run directory may show pictures.
+        items = [path / AUDITS, path / "audits", self._file(SAMPLES), self._file(MANIFEST)]
+        for item in sorted(items if self._bare else path.iterdir()):
             if item.is_dir() and item.name != PREVIOUS:
                 artifact.add_dir(str(item), name=item.name, skip_cache=True)
             elif item.is_file():
                 artifact.add_file(str(item), skip_cache=True)
-        self._run.log_artifact(artifact, aliases=["latest", "final"])
+        if self._bare and page is not None:
+            with artifact.new_file(REPORT, "w", encoding="utf-8") as file:
+                file.write(page.html)
+        taken = self._log_artifact(artifact, ["latest", "final"])
         arrays = [f"audits/{file.name}" for file in (path / "audits").glob("*.npz")]
-        changed = [CHANGED] if (path / CHANGED).exists() else []
+        changed = [CHANGED] if (path / CHANGED).exists() and not self._bare else []
         self._keep_copy((path / AUDITS).read_bytes(), (*arrays, *changed))
+        if not taken:
+            raise RuntimeError(f"W&B did not take the run directory ({self._refused})")
 
     def _doubt(self, reason: str) -> None:
         """What the last audit said is not the last word; a violation stays one."""
@@ -286,22 +325,74 @@ class WandbWriter:
             facts |= {f"verdict {f.kind} {f.name}": str(f.verdict) for f in last.judgement.findings}
         return facts
 
-    def _send_records(self, result: AuditResult) -> None:
-        """The run directory as of this audit: whoever downloads it can run the gate on it."""
+    def _send_records(self, result: AuditResult) -> bool:
+        """The run directory as of this audit: whoever downloads it can run the gate on it; False where it was not sent.
+
+        Nothing is lost then: a later artifact holds this audit, too.
+        """
         import wandb
 
         records, arrays = _records_until(self.session.path, result)
         if not records:
-            return
+            return False
         artifact = wandb.Artifact(self._artifact_name, type="bias-audit", metadata=self._metadata())
         with artifact.new_file(AUDITS, "wb") as file:
             file.write(records)
-        artifact.add_file(str(self.session.path / MANIFEST), skip_cache=True)
-        for name in (SAMPLES, *arrays):
-            # These are never changed once they are written; W&B sends each of them once.
-            artifact.add_file(str(self.session.path / name), name=name, skip_cache=True, policy="immutable")
-        self._run.log_artifact(artifact, aliases=["latest", f"step-{result.step}"])
+        # What stays as it is W&B reads when it comes to it, and sends once; of what may go it takes a copy.
+        stays: Literal["immutable", "mutable"] = (
+            "immutable" if self.session.keep is None and not self._bare else "mutable"
+        )
+        try:
+            artifact.add_file(str(self._file(MANIFEST)), skip_cache=True)
+            for name in (SAMPLES, *arrays):
+                artifact.add_file(str(self._file(name)), name=name, skip_cache=True, policy=stays)
+        except (OSError, ValueError):
+            if all((self.session.path / name).is_file() for name in arrays):
+                raise
+            # Dropped since: this audit's directory is not there any more.
+            return False
+        if not self._log_artifact(artifact, ["latest", f"step-{result.step}"]):
+            return False
         self._keep_copy(records, arrays)
+        return True
+
+    def _log_artifact(self, artifact: wandb.Artifact, aliases: list[str]) -> bool:
+        """Whether W&B took it, about which it asks the network at once."""
+        import wandb
+
+        try:
+            self._run.log_artifact(artifact, aliases=aliases)
+        except wandb.Error as error:
+            self._refused = described(error)
+            return False
+        return True
+
+    @property
+    def _bare(self) -> bool:
+        """Whether no picture may leave the run directory."""
+        return self.session.manifest.thumbnails == "local"
+
+    def _file(self, name: str) -> Path:
+        """A file of the run directory, or what is sent in its place."""
+        if self._instead is not None and name in (SAMPLES, MANIFEST):
+            return Path(self._instead.name) / name
+        return self.session.path / name
+
+    def _page(self) -> wandb.Html | None:
+        """The page as it is now: a copy in W&B does not change, so it neither reloads itself nor says that it does."""
+        import wandb
+
+        path = self.session.path / REPORT
+        if not path.exists():
+            return None
+        html = render(read_run(path.parent), thumbnails=False) if self._bare else path.read_text(encoding="utf-8")
+        html = re.sub(r'<p class="note" id="live">.*?</p>', "", html.replace(" data-live>", ">", 1), count=1)
+        return wandb.Html(html, inject=False, data_is_not_path=True)
+
+    def _note(self) -> None:
+        """Note in the run directory which W&B run was given how many of its audits."""
+        if self.session.path.is_dir() and not self._run.disabled:
+            write_whole(self.session.path / WHERE, where(self._run, self.session.name, len(self._audits)))
 
     @property
     def _copy(self) -> Path:
@@ -312,25 +403,25 @@ class WandbWriter:
         folder = self._copy
         (folder / "audits").mkdir(parents=True, exist_ok=True)
         for name in (SAMPLES, *names):
-            _link(self.session.path / name, folder / name)
+            _link(self._file(name), folder / name)
         write_whole(folder / AUDITS, records)
         # The manifest comes last: a directory that has one is complete.
-        write_whole(folder / MANIFEST, (self.session.path / MANIFEST).read_bytes())
+        write_whole(folder / MANIFEST, self._file(MANIFEST).read_bytes())
+        for file in (folder / "audits").iterdir():
+            if f"audits/{file.name}" not in names:
+                # A link to arrays that were dropped would keep them on the disk.
+                file.unlink()
 
 
-def _page(path: Path) -> wandb.Html:
-    """The page as it is now: a copy in W&B does not change, so it neither reloads itself nor says that it does."""
-    import wandb
-
-    html = path.read_text(encoding="utf-8").replace(" data-live>", ">", 1)
-    html = re.sub(r'<p class="note" id="live">.*?</p>', "", html, count=1)
-    return wandb.Html(html, inject=False, data_is_not_path=True)
+def _next(count: int, step: int) -> int:
+    """When to send again what holds all audits, after it was sent with audit `count`."""
+    return count + (step if count < MANY else count // 10)
 
 
-def where(run: wandb.Run, name: str) -> bytes:
-    """Which W&B run an audit is sent to, for `bias-audit dashboard push`."""
+def where(run: wandb.Run, name: str, audits: int) -> bytes:
+    """Which W&B run was given how many of the recorded audits, for `bias-audit dashboard push`."""
     facts = {"entity": run.entity, "project": run.project, "id": run.id, "offline": run.offline, "name": name}
-    return json.dumps(facts).encode() + b"\n"
+    return json.dumps(facts | {"audits": audits}).encode() + b"\n"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -348,25 +439,33 @@ def _link(source: Path, target: Path) -> None:
 def _records_until(path: Path, result: AuditResult) -> tuple[bytes, tuple[str, ...]]:
     """The lines up to this audit's, which the training thread may have gone beyond, and the arrays they name.
 
-    Nothing where the records do not have it: their own sink has said why.
+    With it come the lines that say which arrays were dropped for its sake. Nothing where the records do not have it
+    (their own sink has said why), or where arrays that it goes with have been dropped since.
     """
     try:
         lines = (path / AUDITS).read_bytes().split(b"\n")[:-1]
     except OSError:
         return b"", ()
+    end, dropped = len(lines), False
     for number in reversed(range(len(lines))):
         body = json.loads(lines[number])["body"]
-        audit = body.get("audit", {})
-        if (audit.get("step"), audit.get("created")) == (result.step, result.created):
+        audit, kind = body.get("audit", {}), body["kind"]
+        named = audit.get("step"), audit.get("created"), audit.get("trigger", "manual")
+        if named == (result.step, result.created, result.trigger):
             names = (f"audits/{file.name}" for file in sorted((path / "audits").glob("*.npz")))
-            return b"\n".join(lines[: number + 1]) + b"\n", tuple(name for name in names if name <= body["arrays"])
+            return b"\n".join(lines[:end]) + b"\n", tuple(name for name in names if name <= body["arrays"])
+        dropped = dropped or kind == "dropped"
+        if kind not in ("dropped", "best"):
+            if dropped:
+                break
+            end = number
     return b"", ()
 
 
 def _picture(scores: SampleScores, sheet: SampleSheet, subjects: Subjects, index: int) -> wandb.Image:
     import wandb
 
-    thumbnail = Image.open(io.BytesIO(sheet.thumbnails[index])).convert("RGB")
+    thumbnail = opened(sheet.thumbnails[index]).convert("RGB")
     heat = np.nan_to_num(scores.maps[0, index].astype(np.float32))
     picture = overlay(thumbnail, heat)
     factor = picture.width // thumbnail.width

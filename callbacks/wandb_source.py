@@ -6,7 +6,7 @@ W&B has of it.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from bias_audit.records import MissingEvidenceError, RecordError, read_run
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from wandb import Artifact
 
 KIND = "bias-audit"
+# Far beyond what a training leaves; it goes into a temporary folder, which may be in memory.
+MOST_BYTES = 8 << 30
 # States in which W&B says that a run did not end well.
 _BROKEN_OFF = ("crashed", "failed", "killed")
 
@@ -42,6 +44,7 @@ def download(source: str, folder: Path) -> None:
         artifact, state = (_artifact(source), "") if ":" in source else _newest(source)
         if any(entry.ref is not None for entry in artifact.manifest.entries.values()):
             raise RecordError(f"{source}: refers to files elsewhere, which no audit does: it was not sent by this tool")
+        _check_files(source, artifact)
         artifact.download(root=str(folder))
         # Without this a download that broke off would do as well.
         artifact.verify(root=str(folder))
@@ -64,6 +67,18 @@ def download(source: str, folder: Path) -> None:
                 f"{source}: its last audit ended a training, but W&B says that the run has {state} since: to judge "
                 f"that audit, give {artifact.entity}/{artifact.project}/{artifact.name}"
             )
+
+
+def _check_files(source: str, artifact: Artifact) -> None:
+    """Raise if a file of the artifact would be written outside of the folder, or all of them are too large."""
+    entries = artifact.manifest.entries
+    # Whoever made the artifact chose the names of its files.
+    outside = next((n for n in entries if PureWindowsPath(n).anchor or ".." in PureWindowsPath(n).parts), None)
+    if outside is not None:
+        raise RecordError(f"{source}: holds a file {outside!r:.200}, which no audit does: it was not sent by this tool")
+    size = sum(entry.size or 0 for entry in entries.values())
+    if size > MOST_BYTES:
+        raise RecordError(f"{source}: has {size} bytes, expected at most {MOST_BYTES}: download it yourself")
 
 
 def _artifact(source: str) -> Artifact:

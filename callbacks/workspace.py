@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bias_audit.callbacks.sinks import Session
 from bias_audit.callbacks.wandb import LEVELS, MOST_CONFUSIONS, STEP, WHERE, WandbWriter
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys, Series
+from bias_audit.overlays import shareable
 from bias_audit.policy import Policy
 from bias_audit.records import AuditResult, RecordError, Run, read_run
 from bias_audit.terms import Estimate, Subjects
@@ -48,13 +49,16 @@ _CONTROLS = ("control_flips", "control_effect")
 
 @dataclass(frozen=True)
 class Target:
-    """Where a workspace goes; `run_id` is the W&B run that it shows, "" for all of the project. `sent`: W&B has it."""
+    """Where a workspace goes; `run_id` is the W&B run that it shows, "" for all of the project.
+
+    `missing` says what W&B does not have of the run, "" where it has all.
+    """
 
     entity: str
     project: str
     run_id: str
     name: str
-    sent: bool
+    missing: str = ""
 
 
 def push(
@@ -83,7 +87,7 @@ def push(
     run = read_run(run_dir)
     if not run.audits:
         raise ValueError(f"{run.path}: holds no audit yet: there is nothing to lay out")
-    target = _target(run.path, entity, project)
+    target = _target(run, entity, project)
     _import_workspaces()
     if dry_run:
         return json.dumps(specification(layout(run, target)), indent=1, ensure_ascii=False)
@@ -91,15 +95,14 @@ def push(
     run_id = target.run_id
     if send:
         run_id = send_run(run, entity=entity, project=target.project, name=target.name)
-    elif not target.sent:
-        raise ValueError(
-            f"{run.path}: is not known to be in W&B: `wandb sync` its offline run, or give --send to make a run of it"
-        )
-    target = Target(entity, target.project, run_id, target.name, True)
+    elif target.missing:
+        raise ValueError(f"{run.path}: {target.missing}")
+    target = Target(entity, target.project, run_id, target.name)
     workspace = layout(run, target)
     try:
         workspace.save()  # type: ignore[no-untyped-call]
-    except wandb.Error as error:
+    except (wandb.Error, KeyError) as error:
+        # The package looks in W&B's answer for what a refusal does not hold.
         raise ValueError(f"W&B did not take the workspace for {entity}/{target.project}: {error}") from error
     return str(workspace.url)
 
@@ -107,21 +110,24 @@ def push(
 def send_run(run: Run, *, entity: str | None, project: str, name: str = "bias_audit") -> str:
     """Make a W&B run of all recorded audits, in their order, as if it had been logged meanwhile; return its id.
 
-    Alerts are not sent: what they would tell is past.
+    Alerts are not sent: what they would tell is past. Of audits whose scores were dropped the run has the records only.
 
     Raises:
         RecordError: the samples or an audit's arrays cannot be read.
     """
     import wandb
 
-    sheet = run.sheet()
+    sheet = shareable(run.sheet(), run.manifest)
     wandb_run = wandb.init(entity=entity or None, project=project, job_type="bias-audit", reinit="create_new")
     code = 1
     try:
         sink = WandbWriter(wandb_run, own=True, live=False)
         sink.start(Session(name, run.path, run.manifest, sheet))
         for index, audit in enumerate(run.audits):
-            sink.write(AuditResult(**vars(audit), scores=run.scores(index)))
+            if run.has_scores(index):
+                sink.write(AuditResult(**vars(audit), scores=run.scores(index)))
+            else:
+                sink.skip(audit)
         sink.end(run.failed)
         code = 1 if run.failed else 0
     finally:
@@ -317,9 +323,9 @@ def _chart(key: str, kind: str, columns: dict[str, str], title: str) -> wr.Custo
     return wr.CustomChart(query=query, chart_name=kind, chart_fields=columns, chart_strings={"title": title})
 
 
-def _target(path: Path, entity: str | None, project: str | None) -> Target:
+def _target(run: Run, entity: str | None, project: str | None) -> Target:
     """Where the audits went, as the run directory says; what the user gives comes before it."""
-    found: dict[str, Any] = {}
+    path, found = run.path, dict[str, Any]()
     try:
         found = json.loads((path / WHERE).read_bytes())
     except FileNotFoundError:
@@ -331,12 +337,17 @@ def _target(path: Path, entity: str | None, project: str | None) -> Target:
     project = project or found.get("project")
     if not project:
         raise ValueError(f"{path}: was not sent to W&B, so its project is not known: give --project")
+    missing, given = "", found.get("audits", len(run.audits))
+    if not same or found["offline"]:
+        missing = "is not known to be in W&B: `wandb sync` its offline run, or give --send to make a run of it"
+    elif run.ended and given < len(run.audits):
+        missing = f"W&B was given {given} of {len(run.audits)} audits: give --send to make a run of all of them"
     return Target(
         entity or found.get("entity") or "",
         project,
         str(found["id"]) if same else "",
         str(found.get("name", "bias_audit")),
-        same and not found["offline"],
+        missing,
     )
 
 

@@ -100,7 +100,7 @@ def trained(training: str, seed: int, settings: Settings, cache: Path) -> SceneC
         torch.save(net.state_dict(), path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     net = SceneClassifier(settings.steps)
-    net.load_state_dict(torch.load(path))
+    net.load_state_dict(torch.load(path, weights_only=True))
     return net.eval()
 
 

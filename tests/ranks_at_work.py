@@ -1,4 +1,4 @@
-"""What each of three processes does in the tests of `bias_audit.ranks`."""
+"""What each of several processes does in the tests of `bias_audit.ranks`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed
 
 from bias_audit.ranks import RankError, Ranks
 
 
-def by_ranks(case: str, rank: int, meeting: str, found: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
+def by_ranks(_rank: int, _world: int, case: str) -> Any:
     ranks = Ranks.every()
     try:
         with ranks.together():
-            said = CASES[case](ranks)
+            return CASES[case](ranks)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-    found.put((rank, said))
-    found.close()
-    found.join_thread()
-    # Without the goodbye that waits for a rank which is gone.
-    os._exit(0)
+        return f"{type(error).__name__}: {error}"
 
 
 def ends(rank: int, how: str) -> None:
@@ -74,12 +67,24 @@ def _all_fail(ranks: Ranks) -> Any:
     raise KeyError(f"on {ranks.rank}")
 
 
-def _gone(ranks: Ranks) -> Any:
-    # Once, so that all have met.
-    ranks.shared(3, lambda piece: piece)
-    if ranks.rank == 1:
-        os._exit(9)
-    return ranks.shared(3, lambda piece: piece)
+def _as_on_first(ranks: Ranks) -> Any:
+    given = [torch.full((2, 2), ranks.rank, dtype=torch.bfloat16).t(), torch.tensor(ranks.rank), torch.empty(0)]
+    before = [tensor._version for tensor in given]
+    ranks.as_on_first(given, torch.device("cpu"))
+    # Who keeps a copy to put back tells by this that he has to.
+    assert all(tensor._version > version for tensor, version in zip(given, before, strict=True))
+    return [tensor.tolist() for tensor in given]
 
 
-CASES = {"pieces": _pieces, "fails": _fails, "fails late": _fails_late, "all fail": _all_fail, "gone": _gone}
+def _as_no_other(ranks: Ranks) -> Any:
+    ranks.as_on_first([torch.zeros(1 + ranks.rank // 2)], torch.device("cpu"))
+
+
+CASES = {
+    "pieces": _pieces,
+    "fails": _fails,
+    "fails late": _fails_late,
+    "all fail": _all_fail,
+    "as on first": _as_on_first,
+    "as no other": _as_no_other,
+}

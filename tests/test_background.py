@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from synthetic import make_run
 from training import Net, audit_set, fit, loader, trainer
 
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import Background, BiasAuditCallback, ReportSink, Session
+from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.callbacks.sinks import FanOut
+from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.records import AuditResult, Run
 
 
@@ -127,45 +135,96 @@ def test_a_failure_is_raised_where_that_was_asked_for(run: Run) -> None:
         fan_out.end()
 
 
+class SlowAfterOne(Slow):
+    def write(self, result: AuditResult) -> None:
+        if len(self.came) == 1:
+            self.came.append(result.step)
+        else:
+            super().write(result)
+
+
 def test_one_that_hangs_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bias_audit.callbacks.background.PATIENCE_S", 0.05)
-    slow = Slow()
+    slow = SlowAfterOne()
     sink = Background(slow)
     sink.start(session_of(run))
-    sink.write(result_of(run, 1))
-    with pytest.warns(RuntimeWarning, match="Slow is not done"):
+    sink.write(result_of(run, 1, 10))
+    sink.write(result_of(run, 1, 20))
+    assert slow.entered.wait(30)
+    with pytest.warns(RuntimeWarning, match=r"Slow\w+ is not done .* it has 1 of 2 audits; the run directory has all"):
         sink.end()
-    assert slow.came == ["bias_audit"]
+    assert slow.came == ["bias_audit", 10]
     slow.let_go.set()
     assert sink._thread is not None
     sink._thread.join()
 
 
+@contextmanager
+def stalling(letting_go: threading.Event) -> Iterator[str]:
+    """An MLflow server that knows one run, and never answers who brings it a file."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if "mlflow-artifacts" in self.path:
+                letting_go.wait()
+            place = {"experiment_id": "1", "lifecycle_stage": "active"}
+            run = place | {"run_id": "r", "status": "RUNNING", "artifact_uri": "mlflow-artifacts:/r", "start_time": 0}
+            experiment = place | {"name": "lightning_logs", "artifact_location": "mlflow-artifacts:/"}
+            content = json.dumps({"experiment": experiment, "run": {"info": run, "data": {}}, "run_info": run}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = answer
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        letting_go.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_loggers_in_trouble_are_told_once_and_leave_the_others_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bias_audit.callbacks.background.PATIENCE_S", 0.05)
+    # No directory can be made below a file, whoever asks.
+    (tmp_path / "file").touch()
+    well = Slow()
+    well.let_go.set()
+    letting_go = threading.Event()
+    with stalling(letting_go) as uri:
+        stuck = Background(MlflowSink(MLFlowLogger(tracking_uri=uri)))
+        fan_out = FanOut([stuck, Background(TensorBoardSink(TensorBoardLogger(tmp_path / "file"))), well], "warn")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", RuntimeWarning)
+            fan_out.start(session_of(run))
+            for index in range(3):
+                fan_out.write(result_of(run, index))
+            fan_out.end()
+        letting_go.set()
+        assert stuck._thread is not None
+        stuck._thread.join()
+    tensorboard, mlflow = (str(w.message) for w in told if "bias-audit" in str(w.message))
+    assert tensorboard.startswith("bias-audit: TensorBoard failed and is left out") and "Not a directory" in tensorboard
+    assert "MLflow is not done" in mlflow and "it has 0 of 3 audits; the run directory has all" in mlflow
+    assert well.came == ["bias_audit", *(audit.step for audit in run.audits[:3]), "end "]
+
+
 def test_room_for_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Background(ReportSink(), most=0)
-
-
-class SlowOnPurpose(Slow):
-    """Still at work when training ends."""
-
-    def write(self, result: AuditResult) -> None:
-        threading.Event().wait(0.2)
-        self.came.append(result.step)
-
-
-def test_a_training_ends_when_its_pictures_are_done(tmp_path: Path) -> None:
-    slow = SlowOnPurpose()
-    before = threading.active_count()
-    audit = BiasAuditCallback(
-        audit_set(), dirpath=tmp_path / "audit", plan=AuditPlan(batch_size=8), sinks=[Background(slow)]
-    )
-    fit(trainer(tmp_path, audit))
-    run = read_run(tmp_path)
-    assert slow.came == ["bias_audit", *(a.step for a in run.audits), "end "]
-    assert threading.active_count() == before
-    page = (run.path / "report.html").read_text(encoding="utf-8")
-    assert f"step {run.audits[-1].step}" in page and "data-live" not in page
 
 
 def test_a_late_worker_is_not_joined_by_another(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +242,14 @@ def test_a_late_worker_is_not_joined_by_another(run: Run, monkeypatch: pytest.Mo
     assert slow.came == ["bias_audit", 1, "end ", 2, "end "] and len(slow.threads) == 1
 
 
+class SlowOnPurpose(Slow):
+    """Still at work when training ends."""
+
+    def write(self, result: AuditResult) -> None:
+        threading.Event().wait(0.2)
+        self.came.append(result.step)
+
+
 class Counting(Slow):
     """Counts its ends."""
 
@@ -192,8 +259,9 @@ class Counting(Slow):
 
 def test_a_stage_without_an_audit_ends_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    counting = Counting()
-    audit = BiasAuditCallback(audit_set(), dirpath="audit", plan=AuditPlan(batch_size=8), sinks=[counting])
+    counting, slow, before = Counting(), SlowOnPurpose(), threading.active_count()
+    sinks = [counting, Background(slow)]
+    audit = BiasAuditCallback(audit_set(), dirpath="audit", plan=AuditPlan(batch_size=8), sinks=sinks)
 
     class Elsewhere(Net):
         def on_train_start(self) -> None:
@@ -205,9 +273,14 @@ def test_a_stage_without_an_audit_ends_nothing_again(tmp_path: Path, monkeypatch
 
     one = trainer(tmp_path, audit, max_epochs=1)
     net = fit(one, Elsewhere)
+    assert slow.came == ["bias_audit", 0, 4, "end "] and threading.active_count() == before
     one.predict(net, loader(2, shuffle=False))
     one.test(net, loader(2, shuffle=False), verbose=False)
     assert counting.came == ["bias_audit", "reference", "validation", "end ", "test", "end "]
+    assert slow.came == ["bias_audit", 0, 4, "end ", 4, "end "] and threading.active_count() == before
     # The training changed its working directory, and the records stay where they were.
-    assert [a.trigger for a in read_run(tmp_path / "audit").audits] == ["reference", "validation", "test"]
+    run = read_run(tmp_path / "audit")
+    assert [a.trigger for a in run.audits] == ["reference", "validation", "test"]
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert f"step {run.audits[-1].step}" in page and "data-live" not in page
     assert not any((tmp_path / "elsewhere").iterdir())

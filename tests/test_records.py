@@ -11,10 +11,8 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +184,7 @@ def test_synthetic_run_round_trip(tmp_path: Path) -> None:
     assert [run.audits[-1].judgement.outcome, clean.audits[-1].judgement.outcome] == ["violated", "held"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
@@ -244,19 +242,19 @@ def test_write_whole_leaves_the_old_file_where_it_cannot_write(tmp_path: Path) -
 def test_truncated_at_every_byte(tmp_path: Path) -> None:
     path = tmp_path
     directory = RunDirectory.create(path, manifest(), sheet())
-    for step in (10, 20, 30):
+    for step in (10, 20):
         # Nothing judged: a short line.
         directory.append(dataclasses.replace(result(step), judgement=Judgement((), ())))
     directory.end()
     whole = read_run(path)
     content = (path / AUDITS).read_bytes()
     ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
-    assert len(ends) == 4 and ends[-1] == len(content)
+    assert len(ends) == 3 and ends[-1] == len(content)
     for size in range(len(content) + 1):
         (path / AUDITS).write_bytes(content[:size])
         run = read_run(path)
         count = sum(end <= size for end in ends)
-        assert run.audits == whole.audits[: min(count, 3)], size
+        assert run.audits == whole.audits[: min(count, 2)], size
         assert run.torn == (size not in (0, *ends)), size
         assert run.ended == (size == len(content)), size
 
@@ -735,48 +733,7 @@ def test_the_run_before_never_stands_for_one_that_was_not_made(tmp_path: Path) -
     assert read_run(path / PREVIOUS / "run-0").manifest.run_id == "run-0"
 
 
-# Kills and full disks, for real
-
-WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_records import RunDirectory, manifest, result, sheet
-path, resume = Path(sys.argv[2]), sys.argv[3] == "resume"
-step = int(sys.argv[4])
-directory = RunDirectory.resume(path, path, manifest(), sheet(), step) if resume else RunDirectory.create(path, manifest(), sheet())
-print("ready", flush=True)
-while True:
-    step += 1
-    directory.append(result(step, seed=step % 7))
-"""  # noqa: E501
-
-
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    path = tmp_path / "run"
-    seen, torn = 0, 0
-    for round_ in range(10):
-        arguments = [WRITER, str(TESTS), str(path), "resume" if round_ else "create", str(seen)]
-        child = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.06))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        run = read_run(path)
-        torn += run.torn
-        # None is missing, none is half, and each is what was written.
-        assert steps_of(run) == list(range(1, len(run.audits) + 1)) and len(run.audits) >= seen
-        assert not run.ended
-        seen = len(run.audits)
-        for index, audit in enumerate(run.audits):
-            expected = result(index + 1, seed=(index + 1) % 7)
-            assert audit == expected.summary()
-            assert_same(run.scores(index), expected.scores)
-        assert_same(run.sheet(), sheet())
-    assert seen > 0
-
+# A full disk, for real; of kills see test_kill.py
 
 FULL = """
 import resource, signal, sys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import os
 import pickle
 import re
@@ -21,12 +20,10 @@ import numpy as np
 import pytest
 import torch
 from planted import biased, clean, save_checkpoint, write_planted
-from ranks_at_work import by_ranks, ends
 from safetensors.torch import save_file
-from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from bias_audit import Auditor, AuditPlan, read_run
-from bias_audit.callbacks.running import RunOptions, _load, _said_by_rank, audit_checkpoint
+from bias_audit.callbacks.running import RunOptions, _load, audit_checkpoint
 from bias_audit.cli import main, run
 from bias_audit.data.declared import read_declared
 from bias_audit.ranks import Ranks
@@ -214,6 +211,17 @@ def test_an_earlier_run_is_no_evidence_of_an_audit_that_fails(
     assert command("gate", out).code == 3
     before = next((out / "previous").iterdir())
     assert len(read_run(before).audits) == 1
+
+
+def test_weights_that_no_file_gives_are_drawn_by_the_seed() -> None:
+    # Each rank makes the model itself.
+    def weights(seed: int) -> torch.Tensor:
+        options = RunOptions("torchvision.models:squeezenet1_1", Path("audit.yaml"), Path("out"), seed=seed)
+        return next(_load(options).model.parameters()).detach()
+
+    state = torch.get_rng_state()
+    assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # What cannot be loaded.
@@ -525,54 +533,3 @@ def test_a_rank_that_ends_ends_all(planted: Path, tmp_path: Path, model: str, sa
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert re.match(f"bias-audit: {said}", done.stderr), done.stderr
     assert ".cc:" not in done.stderr and "RankError" not in done.stderr
-
-
-@pytest.fixture(scope="module")
-def forkserver() -> Any:
-    """Processes that need not import torch first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bias_audit.ranks", "ranks_at_work"])
-    return context
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("rank", "broken:\n  in two\nlines"),
-        ("kind", "RuntimeError: broken:\n  in two\nlines"),
-        ("gone", "a rank is gone: process 0 terminated with exit code 9"),
-    ],
-)
-def test_what_a_spawned_rank_said_last(forkserver: Any, how: str, said: str) -> None:
-    with pytest.raises(ProcessException) as caught:
-        start_processes(ends, args=(how,), nprocs=1, start_method="forkserver")
-    assert _said_by_rank(caught.value) == said
-
-
-@pytest.mark.parametrize("case", ["pieces", "fails", "fails late", "all fail", "gone"])
-def test_ranks_share_work_and_errors(forkserver: Any, case: str, tmp_path: Path) -> None:
-    found, processes = forkserver.Queue(), []
-    for rank in range(3):
-        process = forkserver.Process(target=by_ranks, args=(case, rank, str(tmp_path / "meet"), found), daemon=True)
-        process.start()
-        processes.append(process)
-    expected = 3 if case != "gone" else 2
-    said = dict(found.get(timeout=60) for _ in range(expected))
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == (9 if case == "gone" and process is processes[1] else 0)
-    if case == "pieces":
-        for rank in range(3):
-            shared, calls, progress = said[rank]
-            # Fewer pieces than ranks, as many, and some left over: in order, and each rank works equally often.
-            assert shared == [[i * i for i in range(count)] for count in (0, 1, 2, 3, 7)]
-            assert calls == [0, 1, 1, 1, 3] and progress == [(3, 7), (6, 7), (7, 7)]
-    elif case == "all fail":
-        assert said == {rank: f"KeyError: 'on {rank}'" for rank in range(3)}
-    elif case == "gone":
-        # Not with the file and line in the backend's source.
-        assert all(text.startswith("RankError: another rank is gone: ") for text in said.values())
-        assert not any("/" in text.partition("gone: ")[2] or "\n" in text for text in said.values()), said
-    else:
-        other = "RankError: broken (on rank 1 of 3)"
-        assert said == {0: other, 1: "ValueError: broken", 2: other}

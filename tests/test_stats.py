@@ -313,7 +313,7 @@ def test_single_precision_costs_nothing_that_shows() -> None:
     below = rng.uniform(0.5, 1, (200, 4))
     above = below * 1e4 + rng.lognormal(0, 1, (200, 4)) * np.array([1, 1e-3, 1e3, 1e-4])
     found = bootstrap_ratios(above, below, strata, seed=5, resamples=2000)
-    counts = stats._counts(sizes, 2000, np.random.default_rng(5)).astype(np.float64)
+    counts = stats._counts(sizes, 2000, np.random.default_rng(5)).T.astype(np.float64)
     draws = (counts @ above) / (counts @ below)
     z = math.sqrt(200 / 197) * scipy.stats.t.ppf(0.975, 197)
     for h in range(4):
@@ -329,13 +329,43 @@ def test_single_precision_costs_nothing_that_shows() -> None:
 
 
 def test_counts_draw_each_image_of_a_stratum_alike() -> None:
-    counts = stats._counts((1, 4, 20), 3000, np.random.default_rng(0))
+    counts = stats._counts((1, 4, 20), 3000, np.random.default_rng(0)).T
     assert (counts[:, :1] == 1).all() and (counts[:, 1:5].sum(1) == 4).all() and (counts[:, 5:].sum(1) == 20).all()
     # Each count is binomial: mean 1 and variance 1 - 1 / size, here with five standard errors.
     for columns, size in ((counts[:, 1:5], 4), (counts[:, 5:], 20)):
         assert columns.mean(0) == pytest.approx(1, abs=5 / math.sqrt(3000))
         assert columns.var(0) == pytest.approx(1 - 1 / size, abs=0.2)
         assert np.corrcoef(columns.T)[0, 1:] == pytest.approx(-1 / (size - 1), abs=0.1)
+
+
+def test_subsets_are_what_zeros_outside_them_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole strata, neighbours or not, parts of strata, strata of one image, no image; in parts as well."""
+    rng, n = np.random.default_rng(4), 90
+    strata = rng.permutation(np.r_[np.arange(80) % 7, 100 + np.arange(10)])
+    x, y = rng.lognormal(0, 1, (n, 3)), rng.uniform(0.5, 1, (n, 3))
+    x[strata == 3], y[strata == 3] = 0, 0
+    subsets = np.stack(
+        [
+            np.ones(n, dtype=bool),
+            strata == 2,
+            np.isin(strata, [1, 5, 6]),
+            rng.random(n) < 0.4,
+            strata >= 100,
+            strata == 104,
+            strata == 3,
+            np.zeros(n, dtype=bool),
+        ],
+        axis=1,
+    )
+    zeroed = [np.concatenate([np.where(s[:, None], of, 0) for s in subsets.T], axis=1) for of in (x, y)]
+    expected = bootstrap_ratios(*zeroed, strata, seed=3, resamples=400)
+    for block, most in ((stats._BLOCK, stats._MOST_DRAWS), (n * 2, 400 * 2)):
+        monkeypatch.setattr(stats, "_BLOCK", block)
+        monkeypatch.setattr(stats, "_MOST_DRAWS", most)
+        found = bootstrap_ratios(x, y, strata, seed=3, resamples=400, subsets=subsets)
+        for one, two in zip(expected, found, strict=True):
+            np.testing.assert_allclose(one, two, rtol=2e-6, atol=1e-6)
+    assert np.isfinite(expected.low[:15]).all() and np.isnan(expected.value[-6:]).all()
 
 
 def test_large_sets_are_drawn_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:

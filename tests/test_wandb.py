@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -536,24 +535,6 @@ def test_what_the_process_cannot_send_is_told(tmp_path: Path) -> None:
             sink.end()
 
 
-def test_what_w_and_b_does_not_take_in_time_is_counted(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run", audits=1))
-    with offline_run(tmp_path) as own:
-        sink = WandbSink(own, panel=0, worst=0)
-        sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
-        audit = results(run)[0]
-        sink.write(audit)
-        assert sink._aside is not None and sink._aside._process is not None
-        os.kill(sink._aside._process.pid, signal.SIGSTOP)
-        for _ in range(3000):
-            sink.write(audit)
-        assert 1000 < sink._left_out < 3000
-        sink._aside._process.kill()
-        sink._aside._process.wait()
-        with pytest.raises(RuntimeError, match="was killed"):
-            sink.end()
-
-
 def test_a_disabled_run_is_no_place_to_look(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", audits=1))
     own = wandb.init(mode="disabled", reinit="create_new")
@@ -600,10 +581,3 @@ def test_an_own_run_goes_on_in_the_next_stage(tmp_path: Path, monkeypatch: pytes
     assert sum("bias_audit_1_verdict/violated_rules" in row for row in history(records)) == 2
     # What was told after the fit is not told again after the test.
     assert sum(record["type"] == "alert" for record in records) == 1
-
-
-def test_without_w_and_b_training_goes_on(tmp_path: Path) -> None:
-    audit = BiasAuditCallback(audit_set(), wandb={"mode": "nonsense"}, dirpath=tmp_path / "audit", reference=False)
-    with pytest.warns(RuntimeWarning, match="no W&B run, training goes on without"):
-        fit(trainer(tmp_path, audit, max_epochs=1))
-    assert len(read_run(tmp_path).audits) == 1

@@ -113,7 +113,7 @@ def test_a_run_that_was_not_sent_is_sent_in_order(sent: tuple[Path, list[dict[st
     assert not [r for r in records if r["type"] == "alert"]
     assert records[-1]["exit"]["exit_code"] == 0
     where = json.loads((path / "wandb.json").read_bytes())
-    assert where == {"entity": "", "project": "faces", "id": run_id, "offline": True, "name": "bias_audit"}
+    assert where == {"entity": "", "project": "faces", "id": run_id, "offline": True, "name": "bias_audit", "audits": 4}
 
 
 def test_without_interventions_the_workspace_says_unknown(tmp_path: Path) -> None:

@@ -56,16 +56,18 @@ class Net(pl.LightningModule):
         self.automatic_optimization = not manual
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.dropout(self.act(self.features(images)).mean(dim=(2, 3))))
+        outputs: Tensor = self.head(self.dropout(self.act(self.features(images)).mean(dim=(2, 3))))
+        return outputs
 
     def training_step(self, batch: list[Tensor], _index: int) -> Tensor | None:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         if self.automatic_optimization:
             return loss
-        for optimizer in self.optimizers():
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
-        for optimizer in self.optimizers():
+        for optimizer in optimizers:
             optimizer.step()
         return None
 

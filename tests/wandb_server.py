@@ -1,14 +1,15 @@
-"""A double of W&B's public API at the HTTP boundary: a local server that the real client talks to.
+"""A double of W&B's service at the HTTP boundary: a local server that the real client talks to.
 
-Enters: run directories, as artifacts that runs have logged. Leaves: answers to what `wandb.Api` asks in GraphQL, and
-files. It was written from what the client asks (wandb 0.31) and the fields that its generated models need, not recorded
-from the service. A question that it does not know is answered with an error, so that a client that asks another way
-is noticed.
+Enters: run directories, as artifacts that runs have logged, and whatever runs log. Leaves: answers to what `wandb.Api`
+asks in GraphQL, and files; what runs have logged, as `Logging`. It was written from what the client asks (wandb 0.31)
+and the fields that its generated models need, not recorded from the service. A question that it does not know is
+answered with an error, so that a client that asks another way is noticed.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import threading
@@ -47,11 +48,34 @@ class Logged:
 
 
 @dataclass
+class Taken:
+    """An artifact that a run has logged: the bytes of its files."""
+
+    name: str
+    aliases: tuple[str, ...]
+    files: dict[str, bytes] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    committed: bool = False
+
+
+@dataclass
+class Logging:
+    """What one run has logged so far: its rows of history and its summary."""
+
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    artifacts: list[Taken] = field(default_factory=list)
+    complete: bool = False
+
+
+@dataclass
 class Double:
     """What the server knows, and what it was asked.
 
     `cut` names files of which only half comes, `short` those of which the connection breaks off half way, `gone` those
-    that are not there; `referred` are entries that point elsewhere.
+    that are not there; `referred` are entries that point elsewhere. While `answering` is not set, it takes whatever
+    comes and never answers, as a network that stalls. `key` is the one that opens it.
     """
 
     runs: dict[str, str] = field(default_factory=dict)
@@ -62,6 +86,14 @@ class Double:
     referred: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     url: str = ""
+    logging: dict[str, Logging] = field(default_factory=dict)
+    views: list[Any] = field(default_factory=list)
+    key: str = KEY
+    turned_away: int = 0
+    answering: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     def answer(self, query: str, variables: dict[str, Any]) -> Any:
         """The data of one GraphQL query."""
@@ -76,8 +108,87 @@ class Double:
             logged = next(a for a in self.artifacts if a.id == variables["id"])
             url = f"{self.url}/manifest/{logged.name}/{logged.version}"
             return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}
-        known = (variables["entity"], variables.get("project")) == (ENTITY, PROJECT)
+        if operation == "UpsertView2":
+            self.views.append(json.loads(variables["spec"]))
+            return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
+        if operation in ("RunResumeStatus", "UpsertBucket", "CreateRunFiles") or "Artifact" in operation:
+            taken = self._take(operation, variables)
+            if taken is not None:
+                return taken
+        known = (variables.get("entity"), variables.get("project")) == (ENTITY, PROJECT)
         return {"project": self._in_project(operation, variables) if known else None}
+
+    def _take(self, operation: str, variables: dict[str, Any]) -> Any:
+        """The answer to what a run asks that logs; None if it is no such question."""
+        project = {"id": "1", "name": PROJECT, "entity": {"id": "1", "name": ENTITY}}
+        if operation == "RunResumeStatus":
+            return {"model": project | {"bucket": None}}
+        if operation == "UpsertBucket":
+            self.logging.setdefault(variables["name"], Logging())
+            plain: dict[str, Any] = dict.fromkeys(("displayName", "description", "sweepName"))
+            plain |= {"id": f"id-{variables['name']}", "name": variables["name"], "config": variables["config"]}
+            return {"upsertBucket": {"bucket": plain | {"project": project, "historyLineCount": 0}, "inserted": True}}
+        if operation == "CreateRunFiles":
+            run = variables["run"]
+            files = [{"name": name, "uploadUrl": f"{self.url}/run/{run}/{name}"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
+        asked = variables.get("input", variables)
+        if operation == "CreateArtifact":
+            run = asked["runName"]
+            aliases = tuple(item["alias"] for item in asked["aliases"])
+            every = self.logging[run].artifacts
+            every.append(Taken(asked["artifactCollectionName"], aliases))
+            sequence = {"artifactSequence": {"id": "s", "latestArtifact": None}}
+            return {"createArtifact": {"artifact": {"id": f"{run}.{len(every) - 1}", "state": "PENDING"} | sequence}}
+        if operation == "CreateArtifactFiles":
+            edges = [
+                {
+                    "node": {
+                        "storagePath": item["name"],
+                        "uploadUrl": f"{self.url}/artifact/{item['artifactID']}/{item['name']}",
+                        "uploadHeaders": [],
+                        "uploadMultipartUrls": None,
+                        "artifact": {"id": item["artifactID"]},
+                    }
+                }
+                for item in asked["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            found = {"id": variables.get("artifactID", "m")}
+            url = f"{self.url}/contents/{variables.get('artifactID')}"
+            file = {"file": {"id": "f", "uploadUrl": url, "uploadHeaders": []}}
+            return {operation[0].lower() + operation[1:]: {"artifactManifest": found | file}}
+        if operation == "CommitArtifact":
+            self._taken(variables["artifactID"]).committed = True
+            return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "0" * 32}}}
+        return None
+
+    def _taken(self, name: str) -> Taken:
+        run, number = name.split(".")
+        return self.logging[run].artifacts[int(number)]
+
+    def upload(self, path: str, content: bytes) -> None:
+        """Take what is put at one of the addresses that were given out."""
+        kind, name, *parts = unquote(path).strip("/").split("/")
+        if kind == "run":
+            self.logging[name].files["/".join(parts)] = content
+        elif kind == "artifact":
+            self._taken(name).files["/".join(parts)] = content
+        else:
+            self._taken(name).manifest = json.loads(content)
+
+    def stream(self, run: str, asked: dict[str, Any]) -> None:
+        """Take lines of a run's history and summary."""
+        into = self.logging[run]
+        files = asked.get("files") or {}
+        history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
+        # What was not answered is sent again from the same line on.
+        rows = enumerate(history["content"], history["offset"])
+        into.rows |= {number: json.loads(line) for number, line in rows}
+        for line in files.get("wandb-summary.json", {"content": []})["content"]:
+            into.summary |= json.loads(line)
+        into.complete = into.complete or bool(asked.get("complete"))
 
     def _in_project(self, operation: str, variables: dict[str, Any]) -> Any:
         if operation == "Run":
@@ -119,9 +230,9 @@ class Double:
     def _run(self, name: str) -> Any:
         if name not in self.runs:
             return None
-        plain = {"id": f"id-{name}", "name": name, "displayName": name, "state": self.runs[name], "projectId": "1"}
+        plain: dict[str, Any] = {"id": f"id-{name}", "name": name, "displayName": name, "state": self.runs[name], "projectId": "1"}
         plain |= dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
-        empty = {"config": "{}", "systemMetrics": "{}", "summaryMetrics": "{}", "historyKeys": None, "tags": []}
+        empty: dict[str, Any] = {"config": "{}", "systemMetrics": "{}", "summaryMetrics": "{}", "historyKeys": None, "tags": []}
         times = {"createdAt": "2025-01-02T03:04:05Z", "heartbeatAt": "2025-01-02T03:04:05Z"}
         user = {"user": {"name": "u", "username": "u"}, "readOnly": False, "historyLineCount": 0}
         return plain | empty | times | user
@@ -196,11 +307,18 @@ def serving(double: Double) -> Iterator[dict[str, str]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            double.answering.wait()
+            if self.path.endswith("/file_stream"):
+                double.stream(self.path.split("/")[-2], json.loads(body))
+                return self.reply(200, b"{}")
             if self.path != "/graphql":
                 # Telemetry.
                 return self.reply(200, b"")
             given = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode()
-            if given != f"api:{KEY}":
+            if given != f"api:{double.key}":
+                double.turned_away += 1
                 return self.reply(401, b'{"errors": [{"message": "user is not logged in"}]}')
             asked = json.loads(body)
             try:
@@ -208,6 +326,12 @@ def serving(double: Double) -> Iterator[dict[str, str]]:
             except Exception as error:
                 answer = {"errors": [{"message": f"the double has no answer: {error!r}"}], "data": None}
             return self.reply(200, json.dumps(answer).encode())
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            double.answering.wait()
+            double.upload(self.path, content)
+            self.reply(200, b"")
 
         def do_GET(self) -> None:
             content = double.file(self.path)
@@ -218,13 +342,20 @@ def serving(double: Double) -> Iterator[dict[str, str]]:
                 return self.reply(200, half, "application/octet-stream", len(content) - len(half))
             return self.reply(200, content, "application/octet-stream")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """Nothing: a client that lost its patience has hung up."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     double.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         yield {"WANDB_BASE_URL": double.url, "WANDB_API_KEY": KEY}
     finally:
+        double.answering.set()
         server.shutdown()
         thread.join()
         server.server_close()

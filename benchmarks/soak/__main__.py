@@ -1,7 +1,8 @@
 """The long forms of the tests, one part after the other.
 
 Run by `python -m benchmarks.soak [PART ...]`, on an idle machine. Enters: the names of parts, all of them by default.
-Leaves: a table of figures for each, in `benchmarks/results/`; exit code 1 where a limit is exceeded or a promise broken.
+Leaves: a table of figures for each, in `benchmarks/results/`; exit code 1 where a limit is exceeded or a promise is
+broken.
 """
 
 from __future__ import annotations

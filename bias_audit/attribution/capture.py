@@ -10,6 +10,7 @@ models inside `no_grad` work, and never touches a parameter's `.grad`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layers import Forward, call, first_tensor, submodule
 from bias_audit.attribution.layouts import Channels, Layout, channels_of, find_layout
 from bias_audit.attribution.rows import SparseRows
+from bias_audit.attribution.sharded import resharding
 from bias_audit.attribution.targets import Target
-from bias_audit.rng import preserved_rng
+from bias_audit.rng import preserved_rng, preserved_settings
 
 _GONE = object()
+_CONTAINERS = (dict, list, set, deque)
+_Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in eval mode, without grad; on leaving everything is as it was, after an exception too.
 
-    Kept are the mode and the attributes of every submodule, every buffer's content and identity, all global generators,
-    grad and inference mode. Inside `torch.inference_mode` it is left for the time, since nothing can be differentiated
-    in it.
+    Kept are the mode, the attributes and the hooks of every submodule, every buffer's content and identity, all global
+    generators, grad and inference mode, and torch's settings (see `preserved_settings`). Inside `torch.inference_mode`
+    it is left for the time, since nothing can be differentiated in it.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
@@ -79,38 +83,88 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             f"{type(model).__name__} has lazy parameters that no batch has shaped yet: run one batch through it first, "
             "because shaping them draws the random numbers that training would draw"
         )
-    # What a forward pass assigns to `self` may hold on to our graph, and is taken back, too.
-    attributes = [
-        (module, dict(vars(module)), {name for name, _ in module._buffers.items()}) for module in model.modules()
-    ]
-    buffers = [
-        (module, name, buffer, None if buffer is None else (buffer._version, buffer.detach().clone()))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is None or not buffer.is_inference()
-    ]
-    with preserved_rng():
-        try:
-            # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which
-            # is theirs to decide and ours not to trigger.
-            for module, _, _ in attributes:
-                # cuDNN differentiates recurrent layers in training mode only; without dropout nothing else differs.
-                module.training = isinstance(module, nn.RNNBase) and not module.dropout
-            # Hooks do not fire inside compiled code.
-            with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                yield model
-        finally:
-            for module, before, names in attributes:
-                for name in [name for name, value in vars(module).items() if before.get(name, _GONE) is not value]:
-                    del module.__dict__[name]
-                module.__dict__.update(before)
-                for name in [name for name, _ in module._buffers.items() if name not in names]:
-                    del module._buffers[name]
-            with torch.no_grad():
-                for module, name, buffer, kept in buffers:
-                    module._buffers[name] = buffer
-                    if buffer is not None and kept is not None and buffer._version != kept[0]:
-                        buffer.copy_(kept[1])
+    with preserved_rng(), preserved_settings(), _as_it_was(model):
+        # `model.eval()` would call `train()` methods that users override (to keep a BatchNorm frozen, say), which is
+        # theirs to decide and ours not to trigger.
+        for module in model.modules():
+            # cuDNN differentiates recurrent layers in training mode only; without dropout nothing else differs.
+            module.training = isinstance(module, nn.RNNBase) and not module.dropout
+        # Hooks do not fire inside compiled code.
+        with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            # A training step that goes on after us in the same autocast must not find weights that we have cast.
+            torch.set_autocast_cache_enabled(False)
+            yield model
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Takes back what forward passes write into a model.
+
+    That is what they assign to its attributes, which may hold on to our graph; what they put into the dicts, lists,
+    sets and deques among these, such as submodules, buffers and hooks; what they write into buffers and into tensors
+    among the attributes; and what they draw from generators among these. Parameters keep their place, `requires_grad`
+    and gradient, but not what is written into them: a second copy of all weights may not fit.
+    """
+    reshard = resharding(model)
+    reshard()
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    held = [value for _, before in attributes for value in before.values()]
+    containers = [(value, _content(value)) for value in held if isinstance(value, _CONTAINERS)]
+    buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
+    found = {id(t): t for t in (*held, *buffers) if isinstance(t, Tensor) and not t.is_inference()}
+    tensors = [(tensor, tensor._version, tensor.detach().clone()) for tensor in found.values()]
+    generators = [(value, value.get_state()) for value in held if isinstance(value, torch.Generator)]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        reshard()
+        for module, before in attributes:
+            for name in [name for name, value in vars(module).items() if before.get(name, _GONE) is not value]:
+                del vars(module)[name]
+            vars(module).update(before)
+        for container, content in containers:
+            _refill(container, content)
+        for tensor, version, written in tensors:
+            _write_back(tensor, version, written)
+        for parameter, trained, gradient in parameters:
+            if parameter.requires_grad != trained:
+                parameter.requires_grad_(trained)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for generator, state in generators:
+            generator.set_state(state)
+
+
+def _content(container: _Container) -> list[Any]:
+    return [*container.keys(), *container.values()] if isinstance(container, dict) else [*container]
+
+
+def _refill(container: _Container, content: list[Any]) -> None:
+    now = _content(container)
+    if len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True)):
+        return
+    container.clear()
+    if isinstance(container, dict):
+        half = len(content) // 2
+        container.update(zip(content[:half], content[half:], strict=True))
+    elif isinstance(container, set):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
+def _write_back(tensor: Tensor, version: int, content: Tensor) -> None:
+    if tensor._version != version:
+        # This counts, so that a graph which saved what we wrote is refused and not differentiated wrongly.
+        with torch.no_grad():
+            tensor.copy_(content)
+    elif type(tensor) is Tensor and tensor.layout is torch.strided:
+        # What was done to `.data` is not counted. To compare on a GPU would wait for it; of an expanded tensor no
+        # number can be written alone.
+        expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if not expanded and not (tensor.is_cpu and torch.equal(tensor, content)):
+            tensor.data.copy_(content)
 
 
 def capture(

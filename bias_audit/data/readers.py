@@ -13,7 +13,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import Dataset
 
+# A larger picture is refused before it is decoded, and so are outlines that are together longer than this: what reads
+# them takes memory in proportion, and a file of a few bytes can ask for any number.
+MOST_PIXELS = 1 << 27
+MOST_OUTLINE = 1 << 22
+# Formats for which Pillow starts a program that draws them, whatever the file is called.
+PROGRAMS = ("EPS",)
 # pycocotools allocates memory in proportion to a polygon's extent, so a damaged coordinate must not reach it.
 _Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Cell = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -144,6 +150,8 @@ def read_folder(
     """
     rows, found = _read_labels(labels, attributes, classes)
     for region in regions:
+        if _leaves(region):
+            raise ValueError(f"region {region!r}: leaves the folder {masks}: a region has the name of a folder in it")
         if not (Path(masks) / region).is_dir():
             folders = sorted(p.name for p in Path(masks).iterdir() if p.is_dir()) if Path(masks).is_dir() else []
             raise ValueError(f"{Path(masks) / region}: no folder of region {region!r}: {_near(region, folders)}")
@@ -237,12 +245,17 @@ def _row(where: str, cells: Mapping[str | None, Any], attributes: Sequence[str])
         raise ValueError(f"{where}: no value in column {column!r}: fill it in, or remove the row") from error
 
 
+def _leaves(name: str) -> bool:
+    """Whether a name from a file is that of something outside of the folder it is looked for in, here or elsewhere."""
+    anywhere = PureWindowsPath(name)
+    return bool(Path(name).anchor or anywhere.root) or ".." in anywhere.parts
+
+
 def _existing(images: str | Path, row: _Row) -> Path:
     """The path of a row's image. Symbolic links are followed: whoever owns the folder has put them there."""
-    name = Path(row.file)
-    if name.anchor or ".." in name.parts:
+    if _leaves(row.file):
         raise ValueError(f"{row.where}: {row.file!r} leaves the folder {images}: write the path below that folder")
-    path = images / name
+    path = Path(images) / row.file
     if not path.is_file():
         raise ValueError(f"{row.where}: no file {path}: check the folder, or remove the row")
     return path
@@ -304,8 +317,18 @@ def _polygon_mask(polygons: list[list[float]], size: tuple[int, int]) -> NDArray
     polygons = [p for p in polygons if len(p) >= 6]
     if not polygons:
         return np.zeros(size, dtype=np.bool_)
+    length = sum(_length(np.array(polygon).reshape(-1, 2)) for polygon in polygons)
+    if length > MOST_OUTLINE:
+        raise ValueError(
+            f"polygons have edges of {length:.0f} pixels in all, expected at most {MOST_OUTLINE}: draw them simpler"
+        )
     merged = pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *size))
     return _rle_mask(_Rle(size=size, counts=merged["counts"].decode()), size)
+
+
+def _length(corners: NDArray[np.float64]) -> float:
+    """The length of a closed outline as pixels are counted along it."""
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _rle_mask(rle: _Rle, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -335,6 +358,8 @@ def _expand(counts: str) -> list[int]:
             raise ValueError(f"an RLE holds the character {character!r}: export the annotations again")
         value |= (digit & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("an RLE holds a number that no run has: export the annotations again")
         if not digit & 32:
             if digit & 16:
                 value -= 1 << shift
@@ -348,7 +373,12 @@ def _expand(counts: str) -> list[int]:
 def _picture(path: Path) -> Image.Image:
     """The pixels as they are stored: masks are drawn on those, so a rotation in EXIF is not applied."""
     try:
-        with Image.open(path) as picture:
+        Image.init()
+        with Image.open(path, formats=[name for name in Image.OPEN if name not in PROGRAMS]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(
+                    f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS} are decoded: make it smaller"
+                )
             picture.load()
             return picture
     # Damaged files make PIL raise SyntaxError, EOFError, struct.error, zlib.error and DecompressionBombError too.

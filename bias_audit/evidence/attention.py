@@ -79,11 +79,23 @@ def _columns(scores: SampleScores, reference: SampleScores | None) -> Iterator[_
 
 def _estimates(group: list[Cell], columns: list[_Column], seed: int) -> Iterator[Estimate]:
     """The estimates of cells that share their strata, from one set of resamples."""
-    pairs = [(cell, c) for cell in group for c in columns if cell.attribute is None or c.metric in _BY_GROUP]
-    numerators = np.stack([np.where(cell.members, c.numerator, 0) for cell, c in pairs], axis=1)
-    denominators = np.stack([np.where(cell.members, c.denominator, 0) for cell, c in pairs], axis=1)
-    counts = (denominators > 0).sum(0)
-    value, low, high = bootstrap_ratios(numerators, denominators, group[0].strata, seed=seed)
+    of_cell = [c for c in columns if group[0].attribute is None or c.metric in _BY_GROUP]
+    pairs = [(cell, c) for cell in group for c in of_cell]
+    numerators = np.stack([c.numerator for c in of_cell], axis=1)
+    denominators = np.stack([c.denominator for c in of_cell], axis=1)
+    subsets = np.stack([cell.members for cell in group], axis=1)
+    counts = np.concatenate([(denominators[cell.members] > 0).sum(0) for cell in group])
+    # Of a thousand classes most may have one image, of which there is no interval.
+    several = subsets.sum(0) > 1
+    numbers_of = np.full((3, len(group), len(of_cell)), np.nan)
+    if several.any():
+        found = bootstrap_ratios(numerators, denominators, group[0].strata, seed=seed, subsets=subsets[:, several])
+        numbers_of[:, several] = np.reshape(found, (3, -1, len(of_cell)))
+    with np.errstate(invalid="ignore"):
+        for place in np.flatnonzero(~several):
+            alone = subsets[:, place]
+            numbers_of[0, place] = (numerators[alone] / denominators[alone])[0]
+    value, low, high = numbers_of.reshape(3, -1)
     for i, (cell, c) in enumerate(pairs):
         n = int(counts[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)

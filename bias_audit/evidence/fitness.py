@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import Sign
+from bias_audit.attribution.sharded import draw_normal, resharding, whole
 from bias_audit.localization import Scored
 from bias_audit.resize import upsample
 from bias_audit.stats import bootstrap_ratios
@@ -270,18 +271,21 @@ def redrawn_weights(model: nn.Module) -> Iterator[Callable[[int], None]]:
         >>> changed, bool((net.weight == before).all())
         (True, True)
     """
+    reshard = resharding(model)
+    reshard()
     kept = [(p, p.detach().clone()) for p in model.parameters()]
-    drawn = [(p, original.float().square().mean().sqrt()) for p, original in kept if _drawable(p)]
+    drawn = [(p, whole(original).float().square().mean().sqrt()) for p, original in kept if _drawable(p)]
 
     def redraw(seed: int) -> None:
+        reshard()
         generators = {device: _generator(seed, device) for device in {p.device for p, _ in drawn}}
         for p, scale in drawn:
-            # `.data` leaves autograd's count of changes alone, which it may: in the end nothing has changed.
-            p.data.normal_(generator=generators[p.device]).mul_(scale)
+            draw_normal(p, scale, generators[p.device])
 
     try:
         yield redraw
     finally:
+        reshard()
         for p, original in kept:
             p.data.copy_(original)
 

@@ -8,8 +8,6 @@ torch is not imported here: a report can be made where the records are.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +24,7 @@ from bias_audit.report.charts import draw
 from bias_audit.report.facts import facts, glance, step_of
 from bias_audit.report.groups import grouped
 from bias_audit.report.marks import method_name, thin
-from bias_audit.report.pages import resource, template
+from bias_audit.report.pages import content_security_policy, resource, template
 from bias_audit.report.samples import viewer_data
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
@@ -41,8 +39,12 @@ _VERDICT_RANK = {Verdict.RELIANCE: 0, Verdict.SUSPECTED: 1, Verdict.INCONCLUSIVE
 _OUTCOME_RANK = {Outcome.VIOLATED: 0, Outcome.INCONCLUSIVE: 1, Outcome.HELD: 2}
 
 
-def write_report(path: str | Path) -> Path:
-    """Write `report.html` into the run directory at `path`, or the only one below it; readers never see half a page.
+def write_report(run: Run | str | Path, *, thumbnails: bool = True) -> Path:
+    """Write `report.html` into the run's directory; readers never see half a page.
+
+    Args:
+        run: a run that was read, or the path of a run directory or of one above the only one.
+        thumbnails: as of `render`.
 
     Raises:
         RecordError: there is no readable run directory.
@@ -52,10 +54,10 @@ def write_report(path: str | Path) -> Path:
         >>> write_report("runs/seed-0")  # doctest: +SKIP
         PosixPath('runs/seed-0/bias_audit/report.html')
     """
-    run = read_run(path)
+    run = run if isinstance(run, Run) else read_run(run)
     target = run.path / REPORT
     # A file name that is not text stays legible; it must not cost the reader the page.
-    write_whole(target, render(run).encode("utf-8", "backslashreplace"))
+    write_whole(target, render(run, thumbnails=thumbnails).encode("utf-8", "backslashreplace"))
     return target
 
 
@@ -65,22 +67,12 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
     Raises:
         RecordError: the samples or an audit's arrays cannot be read.
     """
-    script = resource("viewer.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            "img-src data:",
-            "style-src 'unsafe-inline'",
-            f"script-src 'sha256-{digest}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
-    )
+    script, style = resource("viewer.js"), resource("page.css")
+    thumbnails = thumbnails and bool(run.manifest.thumbnails)
     return template("page.html.j2").render(
-        content_security_policy=policy,
-        # Both are this package's own files; the script must reach the page unchanged, or its hash forbids it.
-        css=Markup(resource("page.css")),
+        content_security_policy=content_security_policy(style, script),
+        # Both are this package's own files; they must reach the page unchanged, or their hashes forbid them.
+        css=Markup(style),
         script=Markup(script),
         manifest=run.manifest,
         run=run,
@@ -95,6 +87,7 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
         associations=association_tables(run),
         grouped=grouped(run, thumbnails=thumbnails),
         viewer=viewer_data(run, thumbnails=thumbnails),
+        pictures=thumbnails,
         most_held_shown=MOST_HELD_SHOWN,
     )
 

@@ -8,7 +8,6 @@ torch is not imported here.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from bias_audit.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.findings import Finding
 from bias_audit.headlines import is_headline
-from bias_audit.overlays import overlay
+from bias_audit.overlays import opened, outlined, overlay
 from bias_audit.records import SampleScores, SampleSheet, write_whole
 from bias_audit.report.marks import method_name, svg
-from bias_audit.report.pages import data_uri, resource, template
+from bias_audit.report.pages import content_security_policy, data_uri, resource, template
 from bias_audit.terms import REGION_METRICS, Estimate
 
 MOST_IMAGES, MOST_ROWS, MOST_DRAWN = 24, 400, 14
@@ -88,8 +86,8 @@ class _Pair:
     b: _Half
 
 
-def write_comparison(path: str | Path, found: Comparison) -> Path:
-    """Write the page to `path` and return it; readers never see half a page.
+def write_comparison(path: str | Path, found: Comparison, *, thumbnails: bool = True) -> Path:
+    """Write the page to `path` and return it; readers never see half a page. `thumbnails` as of `render_comparison`.
 
     Raises:
         RecordError: samples or arrays cannot be read.
@@ -100,20 +98,22 @@ def write_comparison(path: str | Path, found: Comparison) -> Path:
         PosixPath('compare.html')
     """
     path = Path(path)
-    write_whole(path, render_comparison(found).encode("utf-8", "backslashreplace"))
+    write_whole(path, render_comparison(found, thumbnails=thumbnails).encode("utf-8", "backslashreplace"))
     return path
 
 
-def render_comparison(found: Comparison) -> str:
-    """The comparison as one HTML page.
+def render_comparison(found: Comparison, *, thumbnails: bool = True) -> str:
+    """The comparison as one HTML page; without `thumbnails` the heatmaps lie over bare outlines of the regions.
 
     Raises:
         RecordError: samples or arrays cannot be read.
     """
-    pairs = _pairs(found)
+    pairs = _pairs(found, thumbnails)
+    style = "\n".join(resource(name) for name in ("page.css", "compare.css"))
     first, second = _names(found)
     return template("compare.html.j2").render(
-        css=Markup("\n".join(resource(name) for name in ("page.css", "compare.css"))),
+        content_security_policy=content_security_policy(style),
+        css=Markup(style),
         found=found,
         sides=(("A", first, _facts(found.a)), ("B", second, _facts(found.b))),
         verdicts=sorted(found.verdicts, key=lambda change: not change.changed),
@@ -267,10 +267,12 @@ def _why_no_pairs(found: Comparison) -> str:
         return "No image is the same in both runs."
     if not found.same_maps or _method(found) is None:
         return "The heatmaps of the two runs do not explain the same thing."
+    if not all(side.run.has_scores(side.index) for side in (found.a, found.b)):
+        return "The heatmaps of one of the two audits were dropped."
     return "" if _regions(found) else "The runs share no spurious region."
 
 
-def _pairs(found: Comparison) -> list[_Pair]:
+def _pairs(found: Comparison, thumbnails: bool) -> list[_Pair]:
     """The images whose share on a spurious region moved most, the largest change first."""
     method = _method(found)
     if method is None or _why_no_pairs(found):
@@ -288,6 +290,7 @@ def _pairs(found: Comparison) -> list[_Pair]:
     moved = np.where(np.isfinite(moved), moved, -1)
     order = [i for i in np.argsort(-moved.max(axis=1), kind="stable") if moved[i].max() > 0][:MOST_IMAGES]
     sheets = tuple(side.run.sheet() for side in (found.a, found.b))
+    sheets = sheets if thumbnails else tuple(map(outlined, sheets))
     pairs = []
     for i in order:
         r = int(moved[i].argmax())
@@ -303,7 +306,7 @@ def _pairs(found: Comparison) -> list[_Pair]:
 
 def _half(side: Side, scores: SampleScores, sheet: SampleSheet, method: str, row: int, share: float) -> _Half:
     decided = int(scores.predictions[row])
-    picture = Image.open(io.BytesIO(sheet.thumbnails[sheet.ids.index(scores.ids[row])])).convert("RGB")
+    picture = opened(sheet.thumbnails[sheet.ids.index(scores.ids[row])]).convert("RGB")
     drawn = overlay(picture, scores.maps[scores.methods.index(method), row].astype(np.float32))
     drawn.thumbnail((_SIDE, _SIDE))
     uri = data_uri(drawn, "JPEG", quality=72)

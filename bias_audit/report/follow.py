@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 
+from bias_audit.records import MissingEvidenceError, RunReader
 from bias_audit.report import write_report
 
 # Said rather than left to the end of the input, which does not come while a forked worker of the training's lives.
@@ -38,14 +39,28 @@ def follow(path: str) -> None:
             wanted.set()
 
     threading.Thread(target=read, daemon=True).start()
+    records = RunReader(path)
     while True:
         wanted.wait()
         # What is asked for from here on is not in this page.
         wanted.clear()
         last = over.is_set()
-        write_report(path)
+        _draw(records)
         if last:
             return
+
+
+def _draw(records: RunReader) -> None:
+    run = records.read()
+    while True:
+        try:
+            write_report(run)
+            return
+        except MissingEvidenceError:
+            # The training may have dropped arrays since: then there are more records.
+            before, run = run, records.read()
+            if run == before:
+                raise
 
 
 def main() -> None:

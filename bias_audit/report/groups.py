@@ -8,7 +8,6 @@ scikit-learn is imported only where there is something to cluster. It draws from
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from bias_audit.overlays import heat_colours
+from bias_audit.overlays import heat_colours, opened
 from bias_audit.records import Run
 from bias_audit.report.marks import method_name, svg, thin
 from bias_audit.report.pages import data_uri
@@ -90,6 +89,8 @@ def grouped(run: Run, *, thumbnails: bool = True) -> Grouped | None:
     if count > MOST_SAMPLES:
         why = f"{count:,} images are more than the {MOST_SAMPLES:,} that are clustered for a page"
         return Grouped(method, step, (), (f"{why}: run `bias-audit clusters`.",))
+    if not run.has_scores(-1):
+        return Grouped(method, step, (), ("Not clustered: the heatmaps of this audit were dropped.",))
     if max(np.bincount(run.sheet().labels), default=0) < FEWEST_IMAGES:
         return Grouped(method, step, (), (f"Not clustered: no class has {FEWEST_IMAGES} images.",))
     from threadpoolctl import threadpool_limits
@@ -190,6 +191,6 @@ def _heat(mean_map: npt.NDArray[np.float64]) -> str:
 
 def _small(picture: bytes) -> str:
     """A thumbnail as small as it is shown, as a data URI."""
-    with Image.open(io.BytesIO(picture)) as image:
+    with opened(picture) as image:
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         return data_uri(image.convert("RGB"), "JPEG")

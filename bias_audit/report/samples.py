@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from bias_audit.records import ChangedPictures, Run, SampleScores, SampleSheet
+from bias_audit.overlays import opened
+from bias_audit.records import AuditSummary, ChangedPictures, Run, SampleScores, SampleSheet
 from bias_audit.report.charts import method_name, region_styles, thin
 
 # Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.
 BUDGET = 3_200_000
 FEWEST_SAMPLES = 48
+# More audits than this are thinned: the page must be drawn while the training makes the next.
+MOST_FRAMES = 200
 # Maps of more cells a side are averaged down: tiles are small, and the records keep the map itself.
 MOST_CELLS = 16
 # Heatmaps have so many steps from none to their largest value, which is finer than the eye tells apart over a picture.
@@ -50,16 +52,17 @@ class ViewerData:
     samples_available: int
     audits: int
     audits_available: int
+    audits_dropped: int
     averaged: bool
 
 
 def viewer_data(run: Run, *, thumbnails: bool = True) -> ViewerData | None:
-    """What the page's viewer shows, or None for a run without audits or samples.
+    """What the page's viewer shows, or None for a run without samples or without an audit that still has its scores.
 
     Raises:
         RecordError: the sample sheet or an audit's arrays cannot be read.
     """
-    if not run.audits:
+    if not any(map(run.has_scores, range(len(run.audits)))):
         return None
     sheet = run.sheet()
     if not sheet.ids:
@@ -79,10 +82,12 @@ def _packed(run: Run, sheet: SampleSheet, pictures: Sequence[bytes], scale: floa
 
     Of each sample a picture, all of them empty where none may be disclosed.
     """
-    last, subjects = run.scores(len(run.audits) - 1), run.manifest.subjects
+    held = [i for i in range(len(run.audits)) if run.has_scores(i)]
+    last, subjects = run.scores(held[-1]), run.manifest.subjects
     cells = len(last.methods) * min(MOST_CELLS, last.maps.shape[2]) * min(MOST_CELLS, last.maps.shape[3])
     per_frame = scale * (cells * _CELL + _SHORT * (last.values[0, :, 0].size + len(last.methods) + 2))
-    frames = thin(len(run.audits), max(2, int(BUDGET / (FEWEST_SAMPLES * per_frame))))
+    most = max(2, min(MOST_FRAMES, int(BUDGET / (FEWEST_SAMPLES * per_frame))))
+    frames = [held[place] for place in replayed([run.audits[i] for i in held], most)]
     changed = _most_telling(run.changed()) if any(pictures) else []
     latest_effects = next((s for s in map(run.scores, reversed(frames)) if s.effects.size), last)
 
@@ -130,9 +135,34 @@ def _packed(run: Run, sheet: SampleSheet, pictures: Sequence[bytes], scale: floa
     content = blocks.packed(header)
     averaged = max(last.maps.shape[2:]) > MOST_CELLS
     shown = ViewerData(
-        base64.b64encode(content).decode(), len(chosen), len(sheet.ids), len(frames), len(run.audits), averaged
+        base64.b64encode(content).decode(),
+        len(chosen),
+        len(sheet.ids),
+        len(frames),
+        len(held),
+        len(run.audits) - len(held),
+        averaged,
     )
     return shown, len(content), expected
+
+
+def replayed(audits: Sequence[AuditSummary], most: int) -> list[int]:
+    """The places of at most `most` audits: the first, the last, some at which a verdict changed, others between them.
+
+    Those at which one changed take half of the room at most; the others are evenly spaced.
+
+    Example:
+        >>> from bias_audit.records import read_run
+        >>> replayed(read_run("runs/today").audits, 8)  # doctest: +SKIP
+        [0, 333, 400, 667, 1000]
+    """
+    half = (most - 2) // 2
+    if len(audits) <= most or half < 2:
+        return thin(len(audits), most)
+    verdicts = [[(f.kind, f.name, f.verdict) for f in audit.judgement.findings] for audit in audits]
+    changed = [i for i in range(1, len(audits)) if verdicts[i] != verdicts[i - 1]]
+    kept = {changed[i] for i in thin(len(changed), half)}
+    return sorted(kept.union(thin(len(audits), most - len(kept))))
 
 
 class _Blocks:
@@ -177,7 +207,7 @@ def _most_telling(changed: ChangedPictures | None) -> list[tuple[str, str, str, 
 
 
 def _smaller(picture: bytes) -> bytes:
-    with Image.open(io.BytesIO(picture)) as image:
+    with opened(picture) as image:
         if max(image.size) <= SMALL_SIDE:
             return picture
         image.thumbnail((SMALL_SIDE, SMALL_SIDE))
@@ -220,7 +250,7 @@ def _order(
 
 
 def _sample(sheet: SampleSheet, row: int, areas: npt.NDArray[np.float32]) -> dict[str, Any]:
-    with Image.open(io.BytesIO(sheet.thumbnails[row])) as image:
+    with opened(sheet.thumbnails[row]) as image:
         width, height = image.size
     return {
         "id": sheet.ids[row],

@@ -1,0 +1,676 @@
+"""What comes from somebody else's files runs no code, leaves no folder and fills no memory; what is private stays here.
+
+That names from data stay text is tested beside what writes them: the page in test_report and test_charts, comparisons
+in test_compare, Markdown, JUnit, JSON, annotations and logs in test_outputs, the terminal in test_show, test_baseline
+and test_policy_commands, notebooks in test_notebook, TensorBoard and MLflow in test_loggers, W&B in test_wandb.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import gzip
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tracemalloc
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from PIL import Image
+from planted import write_planted
+from playwright.sync_api import Browser
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
+from synthetic import make_run
+from training import Net, fit, trainer
+from typer.testing import CliRunner
+from wandb_server import Double, Logged, serving
+
+from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model, read_run
+from bias_audit.callbacks import BiasAuditCallback, ReportSink, Session
+from bias_audit.callbacks.aside import Aside
+from bias_audit.cli import app, main
+from bias_audit.compare import compare_runs
+from bias_audit.data.declared import read_declared
+from bias_audit.data.readers import MOST_PIXELS
+from bias_audit.overlays import opened, outlined
+from bias_audit.policy_file import read_policy
+from bias_audit.records import (
+    CHANGED,
+    SAMPLES,
+    RecordError,
+    Run,
+    RunDirectory,
+    load_npz,
+    npz_bytes,
+    sheet_bytes,
+)
+from bias_audit.redaction import without_secrets
+from bias_audit.report import REPORT, write_report
+from bias_audit.report.compare import write_comparison
+from bias_audit.report.samples import viewer_data
+
+ROOT = Path(__file__).parents[1]
+# Of a colour that no heatmap, no outline and no paper has.
+GREEN = (20, 220, 40)
+
+
+@contextmanager
+def little_memory(most: int = 32 << 20) -> Iterator[None]:
+    """Fails if Python and NumPy take more than `most` bytes inside: what is refused by its size is not decoded."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most, f"{peak >> 20} MiB were taken"
+
+
+# ------------------------------------------------------------------------------------------------------------ no code
+
+_NEVER = re.compile(
+    r"eval|exec|__import__|os\.system|os\.popen|(pickle|marshal|dill|cloudpickle|joblib|shelve)\.(loads?|open|Unpickler)|torch\.jit\.load"
+    r"|yaml\.(unsafe_load|full_load|load_all|unsafe_load_all|full_load_all)|torch\.package\..*|np\.loads|np\.fromstring"
+)
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def suspicious(tree: ast.AST) -> Iterator[str]:
+    """Calls that could run what a file says."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = dotted(call.func)
+        if not re.search("load|eval|exec|read_array|^os|^subprocess|import|np.from|torch.package|open|Unpickler", name):
+            continue
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if (
+            _NEVER.fullmatch(name)
+            or (name in ("np.load", "numpy.load", "np.lib.format.read_array") and given.get("allow_pickle") != "False")
+            or (name == "torch.load" and given.get("weights_only") not in ("True", "not trust"))
+            or (name == "yaml.load" and [ast.unparse(a) for a in call.args[1:]] != ["_Loader"])
+            or (name.startswith("subprocess.") and given.get("shell", "False") != "False")
+        ):
+            yield f"line {call.lineno}: {ast.unparse(call)}"
+
+
+def test_nothing_that_is_read_is_run() -> None:
+    sources = [path for folder in ("bias_audit", "callbacks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path): list(suspicious(ast.parse(path.read_text(encoding="utf-8")))) for path in sources}
+    assert len(found) > 100 and {path: calls for path, calls in found.items() if calls} == {}
+    for line in (
+        "eval(text)",
+        "pickle.load(file)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=trust)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "yaml.load(text, yaml.Loader)",
+        "subprocess.run(text, shell=True)",
+    ):
+        assert list(suspicious(ast.parse(line))) == [f"line 1: {line}"]
+
+
+class Touches:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def test_no_record_runs_code(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    run = read_run(make_run(tmp_path / "run", audits=1, samples=6, removal={"hair": 0.3}))
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict.fromkeys(("ids", "labels", "pictures", "lengths"), np.array([Touches(mark)], dtype=object)))
+    for name, read in ((SAMPLES, run.annotations), (CHANGED, run.changed)):
+        (run.path / name).write_bytes(buffer.getvalue())
+        with pytest.raises(RecordError, match=rf"{name}: is not a whole \.npz file"):
+            read()
+    assert not mark.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- no way out
+
+
+@pytest.mark.parametrize("region", ["../outside", "/etc", r"..\outside", "a/../../outside"])
+def test_a_region_is_a_folder_among_the_masks(tmp_path: Path, region: str) -> None:
+    root = write_planted(tmp_path / "root", per_cell=1)
+    (tmp_path / "outside").mkdir()
+    (root / "audit.yaml").write_text((root / "audit.yaml").read_text().replace("[corner]", f"['{region}']"))
+    with pytest.raises(ValueError, match=r"audit\.yaml, line 6: spurious\.0: region .* leaves the folder"):
+        read_declared(root / "audit.yaml")
+
+
+def test_links_in_the_users_own_folder_are_followed(tmp_path: Path) -> None:
+    root = write_planted(tmp_path / "root", per_cell=1)
+    picture = next((root / "images").iterdir())
+    moved = picture.rename(tmp_path / picture.name)
+    picture.symlink_to(moved)
+    assert read_declared(root / "audit.yaml").batch(range(4)).images.shape[0] == 4
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from bias_audit.callbacks.wandb_source import download
+for name in sys.argv[2:]:
+    try:
+        download(f"acme/doctors/{name}:v0", Path(sys.argv[1]) / name)
+    except ValueError as error:
+        print(name, error)
+"""
+
+
+def test_an_artifact_writes_only_into_its_folder_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", audits=1, samples=2)
+    entries = Double._entries
+
+    def forged(logged: Logged) -> dict[str, dict[str, Any]]:
+        known = entries(logged)
+        if logged.name == "large":
+            return {name: entry | {"size": 3 << 30} for name, entry in known.items()}
+        return {f"../{name}": entry for name, entry in known.items()}
+
+    monkeypatch.setattr(Double, "_entries", staticmethod(forged))
+    double = Double(artifacts=[Logged("large", 0, "r", run), Logged("outside", 0, "r", run)])
+    with serving(double) as environment:
+        words = [sys.executable, "-c", DOWNLOAD, str(tmp_path / "new"), "large", "outside"]
+        own = {"HOME": str(tmp_path), "WANDB_DIR": str(tmp_path), "WANDB_CACHE_DIR": str(tmp_path / "cache")}
+        done = subprocess.run(words, env=os.environ | environment | own, capture_output=True, text=True, timeout=120)
+    large, outside = done.stdout.splitlines()
+    assert "bytes, expected at most" in large and "holds a file '../" in outside
+    assert not any(path.is_file() for path in (tmp_path / "new").rglob("*")), "nothing is written"
+
+
+# ------------------------------------------------------------------------------------------- refused before it unfolds
+
+
+def zipped(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def npy(kind: str, shape: tuple[int, ...], data: bytes = b"") -> bytes:
+    """An array file with any header."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": kind, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + data
+
+
+def claiming(content: bytes, size: int) -> bytes:
+    """An archive whose directory says that each of its members unpacks to `size` bytes."""
+    changed = bytearray(content)
+    for mark in re.finditer(b"PK\x01\x02", content):
+        struct.pack_into("<I", changed, mark.start() + 24, size)
+    return bytes(changed)
+
+
+LARGE = npy("|u1", (1 << 26,), bytes(1 << 26))
+ZIPS = {
+    "says that it is large": (
+        claiming(zipped(a=b"x", b=b"x"), 3 << 30),
+        r"unpacks to 6442450944 bytes, expected at mos",
+    ),
+    "says that it is small": (claiming(zipped(a=LARGE), 1000), "is not a whole"),
+    "compressed in a way that unpacks all at once": (zipped(zipfile.ZIP_BZIP2, a=b"x"), "compressed in a way that no"),
+    "rows of nothing": (zipped(a=npy("<U0", (10**12,))), r"an array of \(1000000000000,\) is said to be in 0 bytes"),
+    "no columns": (zipped(a=npy("<f4", (10**10, 0))), "is said to be in 0 bytes"),
+    "more than is there": (zipped(a=npy("<f8", (10**9,), bytes(80))), "is said to be in 80 bytes"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), ZIPS.values(), ids=ZIPS)
+def test_an_archive_does_not_unfold(content: bytes, says: str) -> None:
+    with little_memory(), pytest.raises(RecordError, match=f"records.npz: .*{says}"):
+        load_npz(Path("records.npz"), content, ("a",))
+
+
+def test_a_record_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bias_audit.records.MOST_UNPACKED", (1 << 20) + 1000)
+    assert load_npz(Path("a.npz"), npz_bytes({"a": np.zeros(100)}), ("a",))["a"].shape == (100,)
+    with pytest.raises(RecordError, match="a record of 1600 bytes is too large"):
+        npz_bytes({"a": np.zeros(100), "b": np.zeros(100)})
+    with little_memory(2 << 20), pytest.raises(RecordError, match="unpacks to 67108992 bytes"):
+        load_npz(Path("a.npz"), zipped(a=LARGE), ("a",))
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A small picture whose header says that it is larger."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    struct.pack_into(">HH", content, content.index(b"\xff\xc0") + 5, height, width)
+    return bytes(content)
+
+
+def test_a_sheet_does_not_unfold(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=1, samples=4))
+    sheet = run.sheet()
+    with zipfile.ZipFile(run.path / SAMPLES) as archive:
+        kept = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+    size = len(b"".join(sheet.thumbnails))
+    back_and_forth = np.array([size, -size, size, 0], dtype="<i8")
+    wide = np.array([4, 3, 96, 10**12], dtype="<i8")
+    for name, values in (("thumbnail_lengths", back_and_forth), ("masks_shape", wide)):
+        (run.path / SAMPLES).write_bytes(zipped(**kept | {name: npy("<i8", (4,), values.tobytes())}))
+        with little_memory(), pytest.raises(RecordError, match=r"samples\.npz: its (pictures|masks) are not as"):
+            run.sheet()
+    (run.path / SAMPLES).write_bytes(sheet_bytes(replace(sheet, thumbnails=(jpeg_of(9000, 9000),) * 4)))
+    compared = compare_runs(run, read_run(make_run(tmp_path / "other", audits=1, samples=4, seed=1)))
+    for draw in (lambda: viewer_data(run), lambda: write_comparison(tmp_path / "compare.html", compared)):
+        with little_memory(), pytest.raises(RecordError, match="a recorded picture has 9000 x 9000 pixels"):
+            draw()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A picture of a few bytes that says that it is of any size."""
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100))))
+    chunks = (
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in (*parts, (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("what", ["images", "masks/corner"])
+@pytest.mark.parametrize("checked_by_pillow", [True, False])
+def test_a_picture_does_not_unfold(
+    what: str, checked_by_pillow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_planted(tmp_path / "root", per_cell=1)
+    if not checked_by_pillow:
+        # As many do for whom it is in the way.
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    bomb = root / what / "leaf-blue-0.png"
+    bomb.write_bytes(png_of(100_000, 100_000))
+    says = "decompression bomb" if checked_by_pillow else f"has 100000 x 100000 pixels, at most {MOST_PIXELS}"
+    with (
+        little_memory(),
+        pytest.raises(ValueError, match=rf"sample 'leaf-blue-0\.png'.*{re.escape(str(bomb))}.*{says}"),
+    ):
+        read_declared(root / "audit.yaml").batch([0])
+
+
+def test_a_picture_that_a_program_would_draw_is_none(tmp_path: Path) -> None:
+    root = write_planted(tmp_path / "root", per_cell=1)
+    page = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n({tmp_path}/owned) (w) file closefile\n%%EOF\n"
+    (root / "images/leaf-blue-0.png").write_text(page)
+    with pytest.raises(ValueError, match=r"leaf-blue-0\.png: cannot identify image file"):
+        read_declared(root / "audit.yaml").batch([0])
+
+
+OUTLINES: dict[str, tuple[Any, str]] = {
+    "runs": ({"size": [8, 8], "counts": [0, 10**18]}, "does not fit the image's"),
+    "size": ({"size": [10**9, 10**9], "counts": [10**18]}, "does not fit the image's"),
+    "backwards": ({"size": [8, 8], "counts": [10**18, -(10**18) + 64]}, "does not fit the image's"),
+    "text": ({"size": [8, 8], "counts": "o" * 300_000}, "a number that no run has"),
+    "edges": ([[x for _ in range(500) for x in (-1e6, -1e6, 1e6, 1e6)]], "edges of 2000000000 pixels in all"),
+}
+
+
+@pytest.mark.parametrize(("outline", "says"), OUTLINES.values(), ids=OUTLINES)
+def test_an_outline_does_not_unfold(outline: Any, says: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,doctor\n")
+    image = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
+    drawn = {"image_id": 1, "category_id": 1, "segmentation": outline}
+    content = {"images": [image], "annotations": [drawn], "categories": [{"id": 1, "name": "tie"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    files = (tmp_path / "instances.json", tmp_path, tmp_path / "labels.csv")
+    audit_set = AuditDataset.from_coco(files[0], files[1], labels=files[2], object=["tie"])
+    with little_memory(), pytest.raises(ValueError, match=rf"sample 'a\.png': does not decode: .*{says}"):
+        audit_set.batch([0])
+
+
+LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))
+MERGES = "\n".join(f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 9)}]}}" for i in range(1, 40))
+YAMLS = {
+    "aliases": f"a0: &a0 [x]\n{LAUGHS}\n{{key}}: *a39\n",
+    "merges": f"b0: &b0 {{k: v}}\n{MERGES}\n{{key}}: *b39\n",
+    "itself": "{key}: &a [*a]\n",
+}
+
+
+@pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
+@pytest.mark.parametrize(("read", "key"), [(read_policy, "rules"), (read_declared, "reader")])
+def test_a_text_does_not_unfold(read: Callable[[Path], Any], key: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "audit.yaml").write_text(text.replace("{key}", key))
+    with little_memory(), pytest.raises(ValueError, match="aliases written out it has more than 1048576 values"):
+        read(tmp_path / "audit.yaml")
+
+
+def test_a_file_that_no_person_wrote_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "audit.yaml").open("wb") as file:
+        file.truncate(1 << 32)
+    with little_memory(), pytest.raises(ValueError, match="has 4294967296 bytes, expected at most 1048576"):
+        read_policy(tmp_path / "audit.yaml")
+
+
+# -------------------------------------------------------------------------------------------- a page that asks nothing
+
+INTRUDE = """async port => {
+    const add = (tag, given) => document.body.appendChild(Object.assign(document.createElement(tag), given));
+    add("script", { textContent: "window.intruder = true" });
+    add("script", { src: `data:text/javascript,window.intruder=true` });
+    add("img", { src: "data:," }).setAttribute("onerror", "window.intruder = true");
+    add("style", { textContent: "body { border-top: 7px solid red }" });
+    add("link", { rel: "stylesheet", href: `http://127.0.0.1:${port}/x.css` });
+    add("img", { src: `http://127.0.0.1:${port}/x.png` });
+    await fetch(`http://127.0.0.1:${port}/`, { mode: "no-cors" }).catch(() => {});
+    await new Promise(done => setTimeout(done, 100));
+}"""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """Two runs that differ, with names that would run if they were no text."""
+    closing = '</style></script><script>window.intruder = true</script><img src=x onerror="window.intruder = true">'
+    names: dict[str, Any] = {"classes": (closing, "nurse"), "attributes": (("a", ("x", closing)),)}
+    names |= {"ids": [closing, *map(str, range(23))], "removal": {"hair": 0.4}, "audits": 1}
+    first, second = (make_run(tmp_path_factory.mktemp("hostile") / "run", seed=seed, **names) for seed in (0, 1))
+    return read_run(first), read_run(second)
+
+
+@pytest.mark.parametrize("kind", ["page", "comparison"])
+def test_a_page_runs_and_loads_only_its_own(
+    kind: str, hostile: tuple[Run, Run], tmp_path: Path, browser: Browser
+) -> None:
+    if kind == "page":
+        path = write_report(hostile[0])
+    else:
+        path = write_comparison(tmp_path / "compare.html", compare_runs(*hostile))
+    page = browser.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    if kind == "page":
+        page.wait_for_selector("body[data-ready]")
+        page.locator(".tile").first.click()
+    # Its style is on, drawings and pictures are there, and nothing was refused or asked for.
+    assert page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") != "none"
+    assert page.locator("svg path").count() > 20
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+    assert complaints == [] and {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        page.evaluate(INTRUDE, listener.getsockname()[1])
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert page.evaluate("window.intruder") is None
+    assert page.evaluate("getComputedStyle(document.body).borderTopWidth") == "0px"
+    refused = "".join(complaints)
+    assert all(name in refused for name in ("script-src", "style-src-elem", "img-src", "connect-src")), refused
+    page.close()
+
+
+# ---------------------------------------------------------------------------------------------- what is private stays
+
+
+def pictures_in(content: bytes) -> Iterator[Image.Image]:
+    """Every picture in a file of any kind: whole, in one piece within it, in an archive, or in a page."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                yield from pictures_in(archive.read(name))
+        return
+    for packed in re.findall(rb'(?:id="data">|;base64,)([A-Za-z0-9+/=]+)', content):
+        inner = base64.b64decode(packed)
+        yield from pictures_in(gzip.decompress(inner) if inner.startswith(b"\x1f\x8b") else inner)
+    for found in re.finditer(rb"\xff\xd8\xff[\xe0\xdb]|\x89PNG\r\n|RIFF....WEBP", content, re.DOTALL):
+        with Image.open(io.BytesIO(content[found.start() :])) as picture:
+            yield picture.convert("RGB")
+
+
+def shows_green(content: bytes) -> bool:
+    """Whether a file has a picture with a pixel that only the photographs have."""
+    for picture in pictures_in(content):
+        red, green, blue = np.moveaxis(np.asarray(picture, dtype=np.int64), -1, 0)
+        if (green - np.maximum(red, blue) > 60).any():
+            return True
+    return False
+
+
+def files_below(*folders: Path) -> dict[Path, bytes]:
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in found}
+
+
+def green_set(count: int = 8) -> AuditDataset:
+    image = torch.tensor(GREEN, dtype=torch.uint8)[:, None, None].repeat(1, 32, 32)
+    logo, object_ = (torch.zeros(32, 32, dtype=torch.bool) for _ in range(2))
+    logo[2:8, 2:8] = object_[12:28, 12:28] = True
+    regions = {"logo": logo, "thing": object_}
+    samples = [AuditSample(image, i % 2, regions, {"group": "ab"[i // 2 % 2]}, f"photo-{i}") for i in range(count)]
+    return AuditDataset(samples, object=["thing"], spurious=["logo"])
+
+
+PLAN = AuditPlan(batch_size=8, fitness_samples=0, intervention_samples=8)
+SECRETS = {
+    "WANDB_API_KEY": "c0ffee" * 6 + "c0ff",
+    "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "MLFLOW_TRACKING_PASSWORD": "correct horse battery",
+    "HF_TOKEN": "hf_zzzzzzzzzzzzzzzzzzzz",
+}
+
+
+class Talks:
+    """A forward that fails at step 4, and says all that it knows."""
+
+    def __call__(self, model: Net, images: torch.Tensor) -> torch.Tensor:
+        if model.trainer.global_step == 4:
+            raise OSError(f"cannot reach https://me:hunter22@example.org: {SECRETS}")
+        return model(images)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training on green photographs that are to stay, whose second audit failed; all loggers' files are in `sent`."""
+
+    run: Run
+    sent: dict[Path, bytes]
+    warned: str
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    path = tmp_path_factory.mktemp("private")
+    loggers = [
+        TensorBoardLogger(path / "sent", name="tb"),
+        MLFlowLogger("x", tracking_uri=f"sqlite:///{path}/sent/m.db", artifact_location=str(path / "sent/artifacts")),
+    ]
+    (path / "sent/wandb").mkdir(parents=True)
+    # What somebody draws into the run directory.
+    (path / "run").mkdir()
+    Image.new("RGB", (32, 32), GREEN).save(path / "run/other.png")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        # What W&B keeps for all runs, such as what it uploads later, lies in the home.
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            patch.setenv(name, str(path / "sent/wandb" / name))
+        callback = BiasAuditCallback(
+            green_set(),
+            dirpath=path / "run",
+            plan=replace(PLAN, forward_fn=Talks()),
+            wandb={"mode": "offline", "dir": path / "sent/wandb", "project": "private"},
+            thumbnails="local",
+        )
+        fit(trainer(path, callback, logger=loggers))
+        wandb.teardown()
+    run = read_run(path / "run")
+    return Trained(run, files_below(path / "sent"), "\n".join(str(w.message) for w in warned))
+
+
+def test_pictures_that_are_to_stay_are_in_nothing_that_is_sent(trained: Trained) -> None:
+    run = trained.run
+    assert [audit.step for audit in run.audits] == [0, 8] and run.failed_steps == (4,)
+    own = {path.name for path, content in files_below(run.path).items() if shows_green(content)}
+    assert own == {SAMPLES, CHANGED, REPORT, "other.png"}, "where pictures are to be found, the test finds them"
+    kinds = {path.name if "tfevents" not in path.name else "tfevents" for path in trained.sent}
+    assert {SAMPLES, REPORT, "manifest.json", "audits.jsonl", "tfevents"} <= kinds
+    assert CHANGED not in kinds and "other.png" not in kinds
+    assert sum(len(list(pictures_in(content))) for content in trained.sent.values()) > 20
+    assert [path for path, content in trained.sent.items() if shows_green(content)] == []
+    photos = run.sheet().thumbnails
+    assert [path for path, content in trained.sent.items() if any(photo in content for photo in photos)] == []
+
+
+def test_what_was_sent_without_pictures_is_whole(trained: Trained, tmp_path: Path) -> None:
+    copies = [path.parent for path in trained.sent if path.name == "audits.jsonl"]
+    assert len(copies) >= 2
+    for copy in copies:
+        found = read_run(copy)
+        assert found.manifest.thumbnails is False and found.audits == trained.run.audits
+        for mine, its in zip(outlined(trained.run.sheet()).thumbnails, found.sheet().thumbnails, strict=True):
+            assert opened(mine).size == opened(its).size and mine == its
+        for index in range(2):
+            found.verify(index)
+
+
+def test_secrets_of_the_environment_are_in_nothing_that_is_written(trained: Trained) -> None:
+    texts = {"warnings": trained.warned.encode()} | {str(p): c for p, c in trained.sent.items()}
+    texts |= {str(path): content for path, content in files_below(trained.run.path).items()}
+    for secret in (*SECRETS.values(), "hunter22"):
+        assert [name for name, content in texts.items() if secret.encode() in content] == []
+    # It was said that something failed, and what.
+    assert "OSError: cannot reach https://***@example.org" in trained.warned
+    assert trained.run.path.joinpath("audits.jsonl").read_bytes().count(b"cannot reach https://***@example.org") == 1
+
+
+def test_a_process_beside_does_not_tell_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "s3cr3t-s3cr3t")
+    aside = Aside("bias_audit.report.follow", str(tmp_path / "s3cr3t-s3cr3t"))
+    aside.tell("audited")
+    with pytest.raises(RuntimeError, match=r"RecordError: .*/\*\*\*: no such directory") as caught:
+        aside.end("end")
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_command_does_not_tell_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "s3cr3t-s3cr3t")
+    monkeypatch.setattr(sys, "argv", ["bias-audit", "report", "runs/s3cr3t-s3cr3t"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.startswith("bias-audit: runs/***: no such directory")
+
+
+def test_what_is_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"A_TOKEN": "abcdefgh", "B_SECRET": "abcdefgh-more", "SHORT_KEY": "short", "OTHER": "innocent-value"}
+    known["GOOGLE_APPLICATION_CREDENTIALS"] = str(tmp_path)
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    text = f"abcdefgh-more short innocent-value {tmp_path} https://example.org/a@b"
+    assert without_secrets(text) == "*** " + text.partition(" ")[2]
+
+
+# ------------------------------------------------------------------------------------------------------- no thumbnails
+
+
+def test_without_thumbnails_no_picture_is_written(tmp_path: Path) -> None:
+    with_pictures = audit_model(Net().eval(), green_set(), plan=PLAN, out=tmp_path / "with")
+    assert with_pictures.changed is not None and shows_green((tmp_path / "with" / SAMPLES).read_bytes())
+    result = audit_model(Net().eval(), green_set(), plan=PLAN, out=tmp_path / "without", thumbnails=False)
+    assert result.changed is None and result.scores.effects.size
+    write_report(tmp_path / "without")
+    assert not any(map(shows_green, files_below(tmp_path / "without").values()))
+    run = read_run(tmp_path / "without")
+    assert run.manifest.thumbnails is False and run.changed() is None
+    page = (run.path / REPORT).read_text(encoding="utf-8")
+    assert "The images are not shown" in page and not list(pictures_in(page.encode()))
+
+
+def test_outlines_show_where_the_regions_are_and_nothing_else(tmp_path: Path) -> None:
+    sheet, _ = green_set().sheet()
+    (drawn, *_), (photo, *_) = outlined(sheet).thumbnails, sheet.thumbnails
+    assert opened(drawn).size == opened(photo).size
+    picture = np.asarray(opened(drawn).convert("L"), dtype=np.int64)
+    edges = np.zeros((32, 32), dtype=bool)
+    for top, bottom in ((2, 8), (12, 28)):
+        edges[top:bottom, top:bottom] = True
+        edges[top + 1 : bottom - 1, top + 1 : bottom - 1] = False
+    assert (np.abs(np.where(edges, 96, 224) - picture) < 40).all()
+    # Whatever the photograph shows, its outlines are the same.
+    other = replace(sheet, thumbnails=make_black(sheet.thumbnails))
+    assert outlined(other).thumbnails == outlined(sheet).thumbnails
+
+
+def make_black(thumbnails: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    buffer = io.BytesIO()
+    Image.new("RGB", opened(thumbnails[0]).size).save(buffer, "JPEG")
+    return (buffer.getvalue(),) * len(thumbnails)
+
+
+def test_a_run_that_goes_on_without_pictures_leaves_none(tmp_path: Path) -> None:
+    audit_model(Net().eval(), green_set(), plan=PLAN, out=tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    write_report(run)
+    assert {path.name for path, content in files_below(run.path).items() if shows_green(content)} == {
+        SAMPLES,
+        CHANGED,
+        REPORT,
+    }
+    bare, sheet = run.manifest.model_copy(update={"thumbnails": False}), outlined(run.sheet())
+    # In another place, and in its own.
+    for path in (tmp_path / "other", run.path):
+        RunDirectory.resume(path, run.path, bare, sheet, 0)
+        ReportSink().start(Session("bias_audit", path, bare, sheet, run.path))
+        assert len(read_run(path).audits) == 1 and not any(map(shows_green, files_below(path).values()))
+
+
+@pytest.mark.parametrize("given", ["remote", 2, None])
+def test_an_unknown_choice_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match='expected True, False or "local"'):
+        BiasAuditCallback(green_set(), thumbnails=given)
+
+
+def test_the_commands_without_thumbnails(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=1, samples=8, removal={"hair": 0.3}))
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 96), GREEN).save(buffer, "JPEG")
+    (run.path / SAMPLES).write_bytes(sheet_bytes(replace(run.sheet(), thumbnails=(buffer.getvalue(),) * 8)))
+    other = make_run(tmp_path / "other", audits=1, samples=8, seed=1)
+    page, compared = run.path / REPORT, tmp_path / "compare.html"
+    for path, words in ((page, ("report", run.path)), (compared, ("compare", run.path, other, "--out", compared))):
+        for more in ((), ("--no-thumbnails",)):
+            done = CliRunner().invoke(app, [*map(str, words), *more])
+            assert done.exit_code == 0, done.output
+            assert shows_green(path.read_bytes()) is not bool(more)
+
+
+def test_a_run_without_thumbnails(tmp_path: Path) -> None:
+    root = write_planted(tmp_path / "root", per_cell=2)
+    assert any(map(shows_green, files_below(root).values())), "leaves are green"
+    words = ["run", "--model", "planted:Planted", "--checkpoint", root / "clean.ckpt", "--data", root / "audit.yaml"]
+    words += ["--out", tmp_path / "run", "--accelerator", "cpu", "--no-thumbnails"]
+    assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
+    files = files_below(tmp_path / "run")
+    assert {SAMPLES, REPORT} <= {path.name for path in files} and not any(map(shows_green, files.values()))
