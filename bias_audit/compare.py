@@ -174,9 +174,12 @@ def _side(run: Run) -> Side:
 
 
 def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_data: bool) -> tuple[str, ...]:
-    """Ids of the images that are the same in both, in the order of A."""
+    """Ids of the images that are known to be the same in both, in the order of A."""
     if same_data:
         return sheet_a.ids
+    if not (a.run.manifest.thumbnails and b.run.manifest.thumbnails):
+        # Outlines do not say whether the images within them are the same.
+        return ()
     names_a, names_b = (side.run.manifest.subjects.classes for side in (a, b))
     columns_a, columns_b = ([name for name, _ in side.run.manifest.subjects.attributes] for side in (a, b))
     both = [(columns_a.index(name), columns_b.index(name)) for name in columns_a if name in columns_b]
@@ -269,8 +272,13 @@ def _notes(
             f"The audited data differ. {len(shared)} images are the same in both, of {first.samples_audited} in A and "
             f"{second.samples_audited} in B."
         )
-    else:
+    elif first.thumbnails and second.thumbnails:
         yield "The audited data differ, and no image is the same in both: all differences are of different images."
+    else:
+        yield (
+            "The audited data differ, and not both runs hold pictures, so that which images are the same is not known: "
+            "all differences are taken as of different images."
+        )
     for name in unlike:
         its_a, its_b = getattr(first, name), getattr(second, name)
         yield f"The {name} differs: {its_a} in A, {its_b} in B. Heatmaps are not compared."

@@ -95,7 +95,10 @@ class Ranks:
             raise ValueError("expected the same buffers in the model on every rank, got other shapes or types")
         for tensor in tensors:
             content = tensor.detach().to(device, copy=True)
-            torch.distributed.broadcast(content, 0)
+            try:
+                torch.distributed.broadcast(content, 0)
+            except Exception as error:
+                raise _gone(error) from error
             tensor.copy_(content)
 
     @contextmanager
@@ -127,11 +130,7 @@ class Ranks:
         try:
             torch.distributed.all_gather_object(found, (failure, content))
         except Exception as error:
-            if own:
-                return []
-            # Advice on how to debug the backend follows.
-            why = re.split(r"\.\s|\n", _SOURCE.sub("", str(error)), maxsplit=1)[0]
-            raise RankGoneError(f"another rank is gone: {why}") from error
+            raise _gone(error, failure or "") from error
         for rank, (said, _) in enumerate(found):
             if said is not None and not own:
                 raise RankError(f"{said} (on rank {rank} of {self.world})")
@@ -139,6 +138,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _gone(error: Exception, failure: str = "") -> RankGoneError:
+    """What an exchange that failed says, and before it what this rank itself had failed with."""
+    own = " ".join(_SOURCE.sub("", failure).split())
+    # Advice on how to debug the backend follows.
+    why = re.split(r"\.\s|\n", _SOURCE.sub("", str(error)), maxsplit=1)[0]
+    return RankGoneError(f"{own}{'; and ' if own else ''}another rank is gone: {why}")
 
 
 def _on_cpu(value: Any) -> Any:

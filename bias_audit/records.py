@@ -10,7 +10,8 @@ same read back.
     changed.npz      what the last interventions made of some images, to be looked at; absent before the first
 
 An audit's arrays are written, synced and renamed into place before its line is appended and synced, so a line is never
-without its arrays. A half-written last line is what a kill leaves: readers report it (`Run.torn`), `resume` cuts it.
+without its arrays. A half-written last line is what a kill leaves: readers report it (`Run.torn`), `resume` cuts it,
+and the line that says training is over, which it is not where it goes on.
 Where only the arrays of the newest audits are kept, a line that names the others is synced before their files go.
 
 Neither torch nor Lightning is imported here, and numpy only where arrays are touched.
@@ -479,6 +480,8 @@ class RunDirectory:
             # Known before the audits are, of which it decides which keep their arrays.
             for best in [best for best in run._bests if best <= step][-1:]:
                 directory.best(best)
+            for failed in [failed for failed in run.failed_steps if failed <= step]:
+                directory.fail(failed, f"see {source}")
             for index, audit in enumerate(run.audits):
                 if not _stays(audit, step):
                     continue
@@ -492,8 +495,11 @@ class RunDirectory:
                 write_whole(path / CHANGED, _changed_bytes(changed))
             return directory
         whole = _whole_lines((source / AUDITS).read_bytes())
-        if run.torn:
-            write_whole(source / AUDITS, b"".join(line + b"\n" for line in whole))
+        if run.ended:
+            # From here on it is not over, even where no more than this can be done, as on a full disk.
+            del whole[max(i for i, line in enumerate(whole) if _kind(line) == "end") :]
+        if run.ended or run.torn:
+            os.truncate(source / AUDITS, sum(len(line) + 1 for line in whole))
         if manifest.thumbnails != run.manifest.thumbnails:
             # From now on there are to be pictures, or none.
             write_whole(path / SAMPLES, sheet_bytes(sheet))
@@ -501,7 +507,7 @@ class RunDirectory:
         kept = {"run_id": run.manifest.run_id, "created": run.manifest.created}
         _write_manifest(path, manifest.model_copy(update=kept))
         last = json.loads(whole[-1])["sha256"] if whole else ""
-        directory = cls(path, sum(json.loads(line)["body"]["kind"] == "audit" for line in whole), last, keep)
+        directory = cls(path, sum(_kind(line) == "audit" for line in whole), last, keep)
         directory._append_line(_Line("rewind", step=step))
         directory._take_over(reader.read())
         changed = run.changed()
@@ -619,7 +625,7 @@ class RunReader:
         self._forget()
 
     def _forget(self) -> None:
-        self._file: int | None = None
+        self._inode: int | None = None
         self._offset, self._lines, self._last_sha256 = 0, 0, ""
         self._replay = _Replay()
 
@@ -644,14 +650,14 @@ class RunReader:
         try:
             with (root / AUDITS).open("rb") as file:
                 status = os.fstat(file.fileno())
-                if status.st_ino != self._file or status.st_size < self._offset:
+                if status.st_ino != self._inode or status.st_size < self._offset:
                     self._forget()
                 file.seek(self._offset)
                 lines, torn = self._parse(file, root / AUDITS)
         except OSError as error:
             kind = MissingEvidenceError if isinstance(error, FileNotFoundError) else RecordError
             raise kind(f"{root / AUDITS}: cannot be read ({error.strerror}): the run is incomplete") from error
-        self._file = status.st_ino
+        self._inode = status.st_ino
         replay = self._replay
         # What a rewind leaves keeps its order, so that what is new is at the end.
         new = replay.kept[max(0, len(replay.kept) - lines) :]
@@ -745,6 +751,10 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _whole_lines(content: bytes) -> list[bytes]:
     return content.split(b"\n")[:-1]
+
+
+def _kind(raw: bytes) -> str:
+    return str(json.loads(raw)["body"]["kind"])
 
 
 def _parse_line(raw: bytes, place: str, previous: str) -> tuple[_Line, str]:

@@ -13,11 +13,11 @@ import re
 
 HIDDEN = "***"
 # Names of environment variables whose values are for nobody's eyes.
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 # A shorter value would be found in innocent words, and is no secret.
 _SHORTEST = 8
-# What stands before the host in an address.
-_LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+# What stands before the host in an address; a password may hold an @ of its own.
+_LOGIN = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 def without_secrets(text: str) -> str:

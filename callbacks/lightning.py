@@ -31,7 +31,7 @@ from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
 from bias_audit.ranks import ALONE, RankGoneError, Ranks
-from bias_audit.records import AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails, read_run
+from bias_audit.records import PREVIOUS, AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails, read_run
 from bias_audit.redaction import described, without_secrets
 from bias_audit.riding import RideAlong
 from bias_audit.rng import preserved_rng
@@ -164,6 +164,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._saver: Any = None
         self._best: tuple[str, Any] = ("", None)
         self._best_step: int | None = None
+        self._run_id = ""
         self._loaded: tuple[int | None, int | None] = None, None
         self._broken_off = False
         self._clock = time.monotonic()
@@ -190,6 +191,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             return {}
         return {
             "run_dir": str(self.run_dir.resolve()),
+            "run_id": self._run_id,
             "step": self._last_step,
             "steps_seen": self._steps_seen,
             "seconds_since_audit": time.monotonic() - self._clock,
@@ -201,7 +203,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         trainer = self._trainer() if self._trainer is not None else None
         # A checkpoint that is only validated or tested does not change what was seen of the training.
         if state and (trainer is None or trainer.state.fn == "fit"):
-            self._resume = (Path(state["run_dir"]), state["step"])
+            self._resume, self._run_id = (Path(state["run_dir"]), state["step"]), state.get("run_id", "")
             self._last_step = state["step"]
             self._steps_seen = state["steps_seen"]
             self._clock = time.monotonic() - state["seconds_since_audit"]
@@ -219,7 +221,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._trainer = ref(trainer)
             self.run_dir, self.last_result, self._sinks = None, None, None
             self._reference_scores, self._previous, self._resume, self._last_step = None, None, None, -1
-            self._saver, self._best, self._best_step = None, ("", None), None
+            self._saver, self._best, self._best_step, self._run_id = None, ("", None), None, ""
             if self._from_validation:
                 # Another Trainer validates on a set of its own.
                 self._auditor, self._riding, self._ridden = None, True, False
@@ -295,6 +297,16 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit once."""
         self._audit(trainer, pl_module, "test")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where nothing was left to train: Lightning then calls no hook in which an audit could be made."""
+        if self._resume is not None and self.run_dir is None and trainer.is_global_zero:
+            warnings.warn(
+                "bias-audit: the checkpoint is of a training that was over, so nothing was trained and nothing audited;"
+                " if its run lacks the last audit, trainer.validate(..., ckpt_path=...) makes one of this checkpoint",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the sinks: what was measured before the exception stays, but is not the last word."""
@@ -388,16 +400,24 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         The records are opened before anything is measured: from now on an earlier run in the same place is no evidence
         of this one, even if training breaks off before its first audit.
         """
-        # Whole, because a training may change its working directory.
-        self.run_dir = (self.dirpath or trainer.strategy.broadcast(_log_dir(trainer)) / self.name).absolute()
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
             self._resume = self._best_step = None
         scores, previous = None, None
-        with ranks_of(trainer).together():
+        with _all_ranks(trainer).together():
+            # A logger may ask a server where it is, on the first rank only.
+            run_dir = self.dirpath or _log_dir(trainer) / self.name
+            if self._auditor is None:
+                self._validated_set = _validated(trainer)
+                self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training, self.thumbnails)
             if self._resume is not None and trainer.is_global_zero:
                 try:
                     run = read_run(self._resume[0])
+                    if self._run_id and run.manifest.run_id != self._run_id:
+                        # Another training has taken its place since, and has set it aside.
+                        self._resume = (run.path / PREVIOUS / self._run_id, self._resume[1])
+                        run = read_run(self._resume[0])
+                    self._run_id = run.manifest.run_id
                     if run.audits and run.audits[0].trigger == "reference":
                         scores = run.scores(0)
                     before = (a for a in reversed(run.audits) if a.step <= self._resume[1] and a.trigger != "end")
@@ -406,12 +426,11 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                     self._resume = None
                     warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
         # What is carried on decides what is measured, on all ranks alike, whichever of them can read the directory.
-        scores, previous, self._resume = trainer.strategy.broadcast((scores, previous, self._resume))
-        if self._auditor is None:
-            self._validated_set = _validated(trainer)
-            self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training, self.thumbnails)
+        scores, previous, self._resume, run_dir = trainer.strategy.broadcast((scores, previous, self._resume, run_dir))
+        # Whole, because a training may change its working directory.
+        self.run_dir = run_dir.absolute()
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context, ranks_of(trainer))
-        with ranks_of(trainer).together():
+        with _all_ranks(trainer).together():
             if trainer.is_global_zero and self._sinks is None:
                 with preserved_rng():
                     self._sinks = self._open_sinks(trainer, pl_module)
@@ -437,7 +456,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 self._stop_riding(trainer, ride.reason)
             self._ridden = scored is not None
             with ExitStack() as shown:
-                with ranks_of(trainer).together():
+                with _all_ranks(trainer).together():
                     bar = trainer.progress_bar_callback if trainer.is_global_zero else None
                     progress = shown.enter_context(under_way(bar))
                 step, epoch = self._loaded
@@ -483,7 +502,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             for key, number in numbers.items():
                 # Not to the loggers, which have it: Lightning would emit the value again at every later step.
                 pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
-        with ranks_of(trainer).together() if self.on_error == "raise" else nullcontext():
+        with _all_ranks(trainer).together() if self.on_error == "raise" else nullcontext():
             if self._sinks is not None:
                 # A sink may draw random numbers, for the name of a file, say.
                 with preserved_rng():
@@ -520,6 +539,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         fan_out = FanOut(sinks, self.on_error)
         resumed, step = self._resume or (None, 0)
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
+        if resumed is None:
+            self._run_id = manifest.run_id
         fan_out.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step, self.keep))
         return fan_out
 
@@ -531,6 +552,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 RuntimeWarning,
                 stacklevel=2,
             )
+        # A training that is resumed from a later checkpoint does not make this audit again.
+        self._last_step = trainer.global_step
         if self._sinks is not None:
             self._sinks.fail(trainer.global_step, reason)
 
@@ -569,6 +592,11 @@ def ranks_of(trainer: Trainer) -> Ranks:
     """The ranks that share an audit: all, where each has the whole model; else each makes it alone, with the others."""
     shares = trainer.distributed_sampler_kwargs
     return Ranks.every() if shares is not None and shares["num_replicas"] == trainer.world_size else ALONE
+
+
+def _all_ranks(trainer: Trainer) -> Ranks:
+    """All ranks, which go on or stop together, whether or not they share an audit."""
+    return Ranks.every() if trainer.world_size > 1 else ALONE
 
 
 def _validated(trainer: Trainer) -> AuditDataset:

@@ -60,9 +60,9 @@ class MlflowSink:
         self._tag(f"step {step}: no audit, {reason}")
 
     def end(self, error: str = "") -> None:
-        """Upload the run directory with its page; without the pictures where these are to stay in it."""
+        """Upload the run directory with its page; where no picture may leave it, only its records, without theirs."""
         path = self._session.path
-        if self._session.manifest.thumbnails != "local":
+        if self._session.manifest.thumbnails is True:
             self._upload(path.iterdir())
             return
         with TemporaryDirectory(prefix="bias-audit-") as folder:

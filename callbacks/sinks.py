@@ -176,7 +176,8 @@ class FanOut:
                 self._sinks.remove(sink)
                 self._recorded = self._recorded and not isinstance(sink, RunDirectorySink)
                 # A run that cannot be gone on with is a mistake in the set-up: its old records would pass for new ones.
-                if (self._on_error == "raise" and may_raise) or (set_up and isinstance(error, RecordError)):
+                mistaken = set_up and isinstance(sink, RunDirectorySink) and isinstance(error, RecordError)
+                if (self._on_error == "raise" and may_raise) or mistaken:
                     raise
                 if getattr(sink, "of_records", False) and not self._recorded:
                     continue

@@ -82,7 +82,7 @@ class WandbSink:
         try:
             if self._aside is not None:
                 self._aside.end("end", self._place, error)
-        except RuntimeError as problem:
+        except (OSError, RuntimeError) as problem:
             problems.append(str(problem))
         if self._own:
             self._finished = True
@@ -101,19 +101,20 @@ class WandbSink:
         try:
             # Where the pipe is full the message is lost, but not the audit: a later one sends both, at last the end's.
             self._aside.tell(*message)
-        except RuntimeError as problem:
+        except (OSError, RuntimeError) as problem:
             raise RuntimeError(f"{problem}; {self._rest()}") from None
 
     def _rest(self) -> str:
         """How much W&B was given, and how it gets the rest."""
-        path = self._session.path
+        path, project = self._session.path, ""
         try:
             given = int(json.loads((path / WHERE).read_bytes())["audits"])
         except (OSError, ValueError, KeyError):
-            given = 0
+            # Nor is it known there where to.
+            given, project = 0, f" --project {self._run.project}"
         return (
             f"W&B was given {given} of {self._place} audits; the run directory has them, and "
-            f"`bias-audit dashboard push {path} --send` makes a W&B run of them"
+            f"`bias-audit dashboard push {path}{project} --send` makes a W&B run of them"
         )
 
     def _begin(self) -> None:

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from training import Net, audit_set, fit, loader, trainer
 
+from benchmarks.soak.unchanged import drawing
 from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
 from bias_audit.records import AuditResult
@@ -342,6 +343,24 @@ def test_a_resumed_run_gives_what_an_unbroken_one_gives(tmp_path: Path) -> None:
     assert audited(tmp_path / "unbroken" / "run")[-2:] == [("step", 16), ("end", 16)]
 
 
+def test_a_training_whose_place_another_has_taken_goes_on_with_its_own_records(tmp_path: Path) -> None:
+    def go(epochs: int, ckpt: Path | None = None) -> None:
+        run = trainer(tmp_path, callback(tmp_path, plan=AuditPlan(fitness_samples=0)), max_epochs=epochs)
+        fit(run, ckpt_path=ckpt)
+        run.save_checkpoint(tmp_path / "a.ckpt")
+
+    go(1)
+    first = read_run(tmp_path / "run")
+    own = (tmp_path / "a.ckpt").rename(tmp_path / "own.ckpt")
+    go(1)
+    other = read_run(tmp_path / "run")
+    go(2, own)
+    found = read_run(tmp_path / "run")
+    assert found.manifest.run_id == first.manifest.run_id != other.manifest.run_id
+    assert found.audits[: len(first.audits)] == first.audits and found.audits[-1].step == 8
+    assert read_run(tmp_path / "run" / "previous" / other.manifest.run_id).audits == other.audits
+
+
 def test_a_checkpoint_of_a_resumed_run_knows_the_audits_before_it(tmp_path: Path) -> None:
     first = callback(tmp_path)
     fit(trainer(tmp_path, first))
@@ -360,6 +379,11 @@ def test_validating_a_checkpoint_does_not_touch_its_run(tmp_path: Path) -> None:
     fresh.validate(Net(), loader(2, shuffle=False), ckpt_path=tmp_path / "a.ckpt", verbose=False)
     assert (tmp_path / "run" / "audits.jsonl").read_bytes() == before
     assert len(read_run(tmp_path / "other").audits) == 1
+    # Going on with it trains nothing, and Lightning calls no hook in which an audit could be made.
+    again = trainer(tmp_path, callback(tmp_path))
+    with pytest.warns(UserWarning, match="of a training that was over, so nothing was trained and nothing audited"):
+        fit(again, ckpt_path=tmp_path / "a.ckpt")
+    assert (tmp_path / "run" / "audits.jsonl").read_bytes() == before
 
 
 @needs_averaging
@@ -443,6 +467,18 @@ def test_a_failing_audit_is_recorded_and_training_goes_on(tmp_path: Path) -> Non
     # The audit at the end of training makes up for it.
     assert [a.trigger for a in run.audits] == ["reference", "end"]
     assert run_gate(run).outcome is Outcome.HELD
+
+
+def test_a_failed_audit_is_known_where_training_goes_on_from_after_it(tmp_path: Path) -> None:
+    Breaking.audits = 0
+    saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    run = trainer(tmp_path, callback(tmp_path, every_n_steps=2), saver, max_epochs=1, enable_checkpointing=True)
+    with drawing(page=False), pytest.warns(RuntimeWarning, match="audit at step 2 failed"):
+        fit(run, Breaking(), validate=False)
+    run = trainer(tmp_path, callback(tmp_path, every_n_steps=2), max_epochs=1)
+    with drawing(page=False):
+        fit(run, Breaking(), validate=False, ckpt_path=tmp_path / "saved" / "step=3.ckpt")
+    assert read_run(tmp_path / "run").failed_steps == (2,)
 
 
 def test_a_mistake_in_the_set_up_is_raised_at_once(tmp_path: Path) -> None:

@@ -357,6 +357,12 @@ def test_no_path_leaves_its_folder(tmp_path: Path, name: str, kind: str) -> None
         audit_set(**files, object=["tie"])
 
 
+def test_a_name_that_no_file_can_have_is_named_with_its_line(tmp_path: Path) -> None:
+    files = write_folder(tmp_path, {"tie/a.png": grey(block(0, 0, 5, 5))}, f"file,label\n{'a' * 300}.png,doctor\n")
+    with pytest.raises(ValueError, match=r"labels\.csv, line 2: no file .*aaa\.png"):
+        AuditDataset.from_folder(**files, object=["tie"])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

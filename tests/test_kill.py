@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +19,7 @@ from test_records import assert_same, manifest, result, sheet, steps_of, tiny
 from training import audit_set, fit, trainer
 
 from benchmarks.soak.kill import at_file, die, kill_trainings
+from benchmarks.soak.unchanged import drawing
 from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.gate import judge_source
@@ -32,7 +35,9 @@ def memory() -> Iterator[Path]:
 
 
 def test_trainings_killed_at_any_moment_and_gone_on_with(memory: Path) -> None:
-    tally = kill_trainings(memory, 20, seed=0)
+    # In the long form each life has the process that draws its page, which takes longer to start than the training.
+    with drawing(page=False):
+        tally = kill_trainings(memory, 20, seed=0, steps=10)
     assert tally.kills == 20 and tally.gone_on > 0
 
 
@@ -69,11 +74,12 @@ def killed(path: Path, at: int, work: Callable[[], None]) -> bool:
 
 def test_killed_at_every_file(memory: Path) -> None:
     seen: set[tuple[int, ...]] = set()
+    before = tiny(memory / "before", (1, 2), run_id="run-a")
     at, dies = 0, True
     while dies:
         at += 1
         path = memory / str(at)
-        tiny(path, (1, 2), run_id="run-a")
+        shutil.copytree(before, path)
         dies = killed(path, at, lambda path=path: record(path))
         run = read(path)
         assert judge_source(str(path)).exit_code in (1, 3)
@@ -131,6 +137,11 @@ def trained(path: Path | None, on_error: str = "warn") -> tuple[dict[str, torch.
     return net.state_dict(), [str(w.message) for w in told if "bias-audit" in str(w.message)]
 
 
+@cache
+def not_audited() -> dict[str, torch.Tensor]:
+    return trained(None)[0]
+
+
 @pytest.mark.parametrize(
     ("options", "reason", "audits"),
     [
@@ -144,7 +155,7 @@ def test_a_disk_that_cannot_be_written_ends_in_one_warning(
 ) -> None:
     path = disk(options)
     weights, told = trained(path)
-    untouched, _ = trained(None)
+    untouched = not_audited()
     assert all(torch.equal(weights[name], untouched[name]) for name in untouched)
     (of_records,) = [text for text in told if "RunDirectorySink failed" in text]
     assert re.search(reason, of_records) and "training goes on" in of_records
@@ -170,14 +181,19 @@ def test_a_full_disk_does_not_let_an_old_run_pass_for_the_new_one(disk: Callable
     tiny(path / "run", (1, 2), run_id="run-a")
     passing = {"min_samples": 1, "rules": [{"metric": "enrichment", "min": 0.0, "on": "point", "region": "spurious"}]}
     assert judge_source(str(path), passing).exit_code == 0
+    shutil.copytree(path / "run", path / "resumed")
     with suppress(OSError), (path / "full").open("wb") as file:
         while True:
             file.write(bytes(4096))
             file.flush()
     with pytest.raises(OSError, match="No space left"):
         RunDirectory.create(path / "run", manifest(run_id="run-b"), sheet())
-    assert judge_source(str(path), passing).exit_code == 3
-    # With room again the old run is put aside, whole.
+    with pytest.raises(OSError, match="No space left"):
+        RunDirectory.resume(path / "resumed", path / "resumed", manifest(), sheet(), 2)
+    assert [judge_source(str(path / name), passing).exit_code for name in ("run", "resumed")] == [3, 3]
+    # With room again the old run is put aside, whole, and the other is gone on with.
     (path / "full").unlink()
     RunDirectory.create(path / "run", manifest(run_id="run-b"), sheet())
+    RunDirectory.resume(path / "resumed", path / "resumed", manifest(), sheet(), 2).end()
+    assert judge_source(str(path / "resumed"), passing).exit_code == 0
     assert steps_of(read_run(path / "run" / PREVIOUS / "run-a")) == [1, 2]

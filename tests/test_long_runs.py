@@ -43,9 +43,9 @@ def unlogged() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unlogged")
 def test_a_training_with_many_audits_holds_no_more_than_with_few(tmp_path: Path) -> None:
-    measured = long.measure(tmp_path / "run", 16, 8, warm_up=4, cycle=4)
+    measured = long.measure(tmp_path / "run", 12, 8, warm_up=4, cycle=4)
     # With the reference, and one at the end, since interventions were not made at every one.
-    assert len(measured.resident_kib) == 16 and len(read_run(tmp_path / "run").audits) == 18
+    assert len(measured.resident_kib) == 12 and len(read_run(tmp_path / "run").audits) == 14
     assert measured.gained == {}
     assert measured.left == {}
 
@@ -253,17 +253,17 @@ def test_the_replay_holds_where_verdicts_changed_and_both_ends() -> None:
 
 
 def test_the_page_replays_some_of_many_audits_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_run(tmp_path / "run", samples=4, audits=30, map_size=(4, 4), image_size=(24, 24))
-    monkeypatch.setattr(viewer, "MOST_FRAMES", 12)
+    path = make_run(tmp_path / "run", samples=4, audits=16, map_size=(4, 4), image_size=(24, 24))
+    monkeypatch.setattr(viewer, "MOST_FRAMES", 8)
     run = read_run(path)
     data = viewer.viewer_data(run)
-    assert data is not None and data.audits <= 12 and data.audits_available == 30
+    assert data is not None and data.audits <= 8 and data.audits_available == 16
     page = write_report(run).read_text()
     text = " ".join(page.split())
-    assert f"{data.audits} of 30 audits: the first, the last, those at which a verdict changed" in text
+    assert f"{data.audits} of 16 audits: the first, the last, those at which a verdict changed" in text
     # Array files of other audits are not needed for it.
-    needed = set(viewer.replayed(run.audits, 12))
-    for place in set(range(30)) - needed:
+    needed = set(viewer.replayed(run.audits, 8))
+    for place in set(range(16)) - needed:
         (path / "audits" / f"{place:06d}.npz").unlink()
     assert write_report(run).read_text() == page
 
@@ -283,13 +283,13 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def test_statistics_of_many_classes_take_no_more_memory_than_of_few() -> None:
-    scores = scale.score_samples(np.random.default_rng(0).integers(0, 2, 600), 0)
+    scores = scale.score_samples(np.random.default_rng(0).integers(0, 2, 300), 0)
 
     def measured(classes: int) -> int:
-        labels = np.arange(600) % classes
+        labels = np.arange(300) % classes
         names = tuple(f"class {i}" for i in range(classes))
         subjects = replace(scale.SUBJECTS, classes=names)
-        values = np.array(["female", "male"])[np.arange(600) // classes % 2][:, None]
+        values = np.array(["female", "male"])[np.arange(300) // classes % 2][:, None]
         return peak(lambda: attention(replace(scores, labels=labels), values, subjects, seed=0))
 
     assert measured(100) < 2 * measured(4)

@@ -613,6 +613,19 @@ def test_resume_into_another_directory(tmp_path: Path) -> None:
     assert tree(source) == before
 
 
+@pytest.mark.parametrize("target", ["source", "copy"])
+def test_a_failure_before_a_resume_is_not_forgotten(target: str, tmp_path: Path) -> None:
+    source = RunDirectory.create(tmp_path / "source", manifest(), sheet())
+    source.append(result(10))
+    for step in (14, 24):
+        source.fail(step, "out of memory")
+    source.append(result(20))
+    directory = RunDirectory.resume(tmp_path / target, source.path, manifest(), sheet(), 20)
+    directory.append(result(30))
+    run = read_run(directory.path)
+    assert run.failed_steps == (14,) and not run.failed and steps_of(run) == [10, 20, 30]
+
+
 def test_resume_again_and_again_into_the_same_other_directory(tmp_path: Path) -> None:
     source, path = tiny(tmp_path / "source"), tmp_path / "copy"
     for step in (41, 42, 43, 44):

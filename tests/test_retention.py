@@ -118,7 +118,7 @@ def test_going_on_with_what_is_kept(tmp_path: Path) -> None:
 
 def test_reading_while_arrays_are_dropped(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, manifest(), sheet(), keep=1)
-    results = [result(step) for step in range(80)]
+    results = [result(step) for step in range(40)]
     writer = Thread(target=lambda: [directory.append(one) for one in results])
     writer.start()
     reader, reads = RunReader(tmp_path), 0
@@ -128,7 +128,7 @@ def test_reading_while_arrays_are_dropped(tmp_path: Path) -> None:
             reads += 1
     writer.join()
     assert reads and reader.read() == read_run(tmp_path)
-    assert steps_of(reader.read()) == [*range(80)] and held(reader.read()) == [79]
+    assert steps_of(reader.read()) == [*range(40)] and held(reader.read()) == [39]
 
 
 def test_arrays_dropped_between_the_lines_and_the_look_for_them(

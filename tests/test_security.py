@@ -44,6 +44,7 @@ from wandb_server import Double, Logged, serving
 from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model, read_run
 from bias_audit.callbacks import BiasAuditCallback, ReportSink, Session
 from bias_audit.callbacks.aside import Aside
+from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.cli import app, main
 from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
@@ -417,7 +418,7 @@ def test_a_page_runs_and_loads_only_its_own(
     # Its style is on, drawings and pictures are there, and nothing was refused or asked for.
     assert page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") != "none"
     assert page.locator("svg path").count() > 20
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+    assert all(page.evaluate("Promise.all([...document.images].map(async i => (await i.decode(), i.naturalWidth)))"))
     assert complaints == [] and {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         page.evaluate(INTRUDE, listener.getsockname()[1])
@@ -502,21 +503,21 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     path = tmp_path_factory.mktemp("private")
-    loggers = [
-        TensorBoardLogger(path / "sent", name="tb"),
-        MLFlowLogger("x", tracking_uri=f"sqlite:///{path}/sent/m.db", artifact_location=str(path / "sent/artifacts")),
-    ]
     (path / "sent/wandb").mkdir(parents=True)
     # What somebody draws into the run directory.
     (path / "run").mkdir()
     Image.new("RGB", (32, 32), GREEN).save(path / "run/other.png")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for name, value in SECRETS.items():
+        for name, value in (SECRETS | {"MLFLOW_ALLOW_FILE_STORE": "true"}).items():
             patch.setenv(name, value)
         # What W&B keeps for all runs, such as what it uploads later, lies in the home.
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
             patch.setenv(name, str(path / "sent/wandb" / name))
+        loggers = [
+            TensorBoardLogger(path / "sent", name="tb"),
+            MLFlowLogger("x", tracking_uri=f"file:{path}/sent/mlruns"),
+        ]
         callback = BiasAuditCallback(
             green_set(),
             dirpath=path / "run",
@@ -584,18 +585,25 @@ def test_the_command_does_not_tell_secrets(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_what_is_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"A_TOKEN": "abcdefgh", "B_SECRET": "abcdefgh-more", "SHORT_KEY": "short", "OTHER": "innocent-value"}
+    known = {
+        "DB_PASS": "swordfish",
+        "A_TOKEN": "abcdefgh",
+        "B_SECRET": "abcdefgh-more",
+        "SHORT_KEY": "short",
+        "OTHER": "innocent-value",
+    }
     known["GOOGLE_APPLICATION_CREDENTIALS"] = str(tmp_path)
     for name, value in known.items():
         monkeypatch.setenv(name, value)
-    text = f"abcdefgh-more short innocent-value {tmp_path} https://example.org/a@b"
-    assert without_secrets(text) == "*** " + text.partition(" ")[2]
+    text = f"short innocent-value {tmp_path} https://example.org/a@b"
+    assert without_secrets(f"abcdefgh-more swordfish {text}") == f"*** *** {text}"
+    assert without_secrets("at https://me:p@ss@example.org: no") == "at https://***@example.org: no"
 
 
 # ------------------------------------------------------------------------------------------------------- no thumbnails
 
 
-def test_without_thumbnails_no_picture_is_written(tmp_path: Path) -> None:
+def test_without_thumbnails_no_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_pictures = audit_model(Net().eval(), green_set(), plan=PLAN, out=tmp_path / "with")
     assert with_pictures.changed is not None and shows_green((tmp_path / "with" / SAMPLES).read_bytes())
     result = audit_model(Net().eval(), green_set(), plan=PLAN, out=tmp_path / "without", thumbnails=False)
@@ -606,6 +614,16 @@ def test_without_thumbnails_no_picture_is_written(tmp_path: Path) -> None:
     assert run.manifest.thumbnails is False and run.changed() is None
     page = (run.path / REPORT).read_text(encoding="utf-8")
     assert "The images are not shown" in page and not list(pictures_in(page.encode()))
+    # Nor is one sent that somebody drew beside the records, as a comparison with a run that has pictures.
+    Image.new("RGB", (32, 32), GREEN).save(run.path / "other.png")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    sink = MlflowSink(MLFlowLogger("x", tracking_uri=f"file:{tmp_path}/mlruns"))
+    sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))
+    sink.end()
+    sent = files_below(tmp_path / "mlruns")
+    assert {SAMPLES, REPORT, "audits.jsonl"} <= {path.name for path in sent} and not any(
+        map(shows_green, sent.values())
+    )
 
 
 def test_outlines_show_where_the_regions_are_and_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Each way to train is tried once here; `benchmarks.soak` tries each with each sch
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -307,3 +308,28 @@ def test_a_generator_of_the_models_own_is_where_it_was() -> None:
         lent(torch.rand(1, 3, 8, 8))
     expected = torch.rand(2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.rand(2, generator=net.generator), expected)
+
+
+def test_containers_of_every_kind_are_as_they_were() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.counted, self.by_name = Counter(a=3), OrderedDict(b=1, a=2)
+            self.listed, self.recent = defaultdict(list, a=[1]), deque([1, 2], maxlen=2)
+            self.named = {"a", "b"}
+
+        def forward(self, rows: Tensor) -> Tensor:
+            self.counted.update("az")
+            self.by_name.move_to_end("b")
+            self.listed["z"].append(1)
+            self.recent.append(3)
+            self.named.discard("a")
+            return super().forward(rows)
+
+    net = Counting()
+    held, names = net.counted, list(vars(net))
+    with borrowed(net) as lent:
+        lent(torch.rand(1, 2))
+    assert net.counted is held and net.counted == Counter(a=3) and list(net.by_name) == ["b", "a"]
+    assert net.listed == {"a": [1]} and net.recent == deque([1, 2]) and net.named == {"a", "b"}
+    assert list(vars(net)) == names

@@ -531,7 +531,7 @@ def test_what_the_process_cannot_send_is_told(tmp_path: Path) -> None:
         audit = results(run)[0]
         (run.path / "samples.npz").unlink()
         sink.write(audit)
-        with pytest.raises(RuntimeError, match=r"RecordError: .*samples\.npz"):
+        with pytest.raises(RuntimeError, match=r"RecordError: .*samples\.npz.* --project own --send"):
             sink.end()
 
 

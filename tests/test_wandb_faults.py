@@ -28,6 +28,7 @@ from wandb_server import KEY, PROJECT, Double, Taken, serving
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks.aside import PATIENCE_S
+from bias_audit.callbacks.sinks import FanOut, RunDirectorySink
 from bias_audit.callbacks.wandb import WandbWriter, _next
 from bias_audit.callbacks.wandb_aside import own_run
 from bias_audit.callbacks.workspace import push
@@ -140,7 +141,7 @@ def test_a_network_that_stalls_and_what_it_kept_is_sent_later(
         until(lambda: online.logging and audits_sent(online) != {name: [] for name in online.logging})
         online.answering.clear()
 
-    net, said = trained(tmp_path, do=stall)
+    net, said = trained(tmp_path, {"settings": {"x_file_stream_transmit_interval": 0.1}}, stall)
     assert same(net, alone)
     (told,) = said
     run = whole(tmp_path / "run")
@@ -190,6 +191,7 @@ def test_no_run_can_be_opened(tmp_path: Path, online: Double, monkeypatch: pytes
     online.answering.clear()
     with pytest.raises(wandb.Error, match="Timed out"):
         own_run(soon)
+    online.answering.set()
     # W&B reads its surroundings once.
     wandb.teardown()
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -316,6 +318,17 @@ def test_an_artifact_is_the_run_directory_as_it_was_though_scores_are_dropped(tm
     for found in then:
         for index in range(len(found.audits)):
             found.verify(index)
+
+
+def test_records_that_cannot_be_gone_on_with_do_not_end_training(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", audits=1))
+    (tmp_path / "file").touch()
+    fan_out = FanOut([RunDirectorySink(), WandbSink(wandb.init(mode="disabled", reinit="create_new"))], "warn")
+    session = Session("bias_audit", tmp_path / "file" / "here", run.manifest, run.sheet(), run.path, 100)
+    with pytest.warns(RuntimeWarning) as told:
+        fan_out.start(session)
+    said = [str(w.message) for w in told]
+    assert "RunDirectorySink failed" in said[0] and "Not a directory" in said[0] and "W&B failed" in said[1]
 
 
 def test_what_holds_all_audits_is_not_sent_with_each_for_ever() -> None:

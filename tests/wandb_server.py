@@ -230,9 +230,21 @@ class Double:
     def _run(self, name: str) -> Any:
         if name not in self.runs:
             return None
-        plain: dict[str, Any] = {"id": f"id-{name}", "name": name, "displayName": name, "state": self.runs[name], "projectId": "1"}
+        plain: dict[str, Any] = {
+            "id": f"id-{name}",
+            "name": name,
+            "displayName": name,
+            "state": self.runs[name],
+            "projectId": "1",
+        }
         plain |= dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
-        empty: dict[str, Any] = {"config": "{}", "systemMetrics": "{}", "summaryMetrics": "{}", "historyKeys": None, "tags": []}
+        empty: dict[str, Any] = {
+            "config": "{}",
+            "systemMetrics": "{}",
+            "summaryMetrics": "{}",
+            "historyKeys": None,
+            "tags": [],
+        }
         times = {"createdAt": "2025-01-02T03:04:05Z", "heartbeatAt": "2025-01-02T03:04:05Z"}
         user = {"user": {"name": "u", "username": "u"}, "readOnly": False, "historyLineCount": 0}
         return plain | empty | times | user

@@ -51,7 +51,7 @@ from bias_audit.records import (
     SampleScores,
     read_run,
 )
-from bias_audit.report import write_report
+from bias_audit.report import REPORT, write_report
 
 SIZE = 32
 RUN, CHECKPOINTS = "bias_audit", "checkpoints"
@@ -171,6 +171,7 @@ class Life:
 
     def __init__(self, process: Any, reader: Connection) -> None:
         self._process, self._reader = process, reader
+        self._session = int(process.pid)
 
     def there(self, seconds: float) -> bool:
         """Whether it ends, or is where it was to say so, within so many seconds."""
@@ -178,17 +179,24 @@ class Life:
 
     def kill(self, all_of_it: bool = True) -> int:
         """End it, with the process that draws its page or without; returns its exit code."""
-        session = self._process.pid
-        for process in [session, *(_of_session(session) if all_of_it else ())]:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        if all_of_it:
+            self.kill_rest()
+        self._process.kill()
         self._process.join()
         self._reader.close()
         return int(self._process.exitcode)
 
+    def kill_rest(self) -> None:
+        """End what it has started, such as the process that draws its page."""
+        for process in _of_session(self._session):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
 
 def _life(training: Training, at: int | None, dies: bool, writer: Connection) -> None:
     os.setsid()
+    # What is forked must not wait for threads that were not.
+    torch.set_num_threads(1)
     with (training.folder / "said").open("ab") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
@@ -331,7 +339,8 @@ def finished(training: Training, whole: list[Audited]) -> None:
     if training.keep is not None:
         files = len(list((run.path / "audits").glob("*.npz")))
         assert files == len(held), f"{run.path}: {files} array files, and {len(held)} audits have theirs"
-    left = [str(file) for file in run.path.rglob("*.tmp") if PREVIOUS not in file.parts]
+    # The process that draws the page was killed as soon as the records were whole.
+    left = [str(f) for f in run.path.rglob("*.tmp") if PREVIOUS not in f.parts and not f.name.startswith(f".{REPORT}.")]
     assert not left, f"left behind: {left}"
     for folder in (run.path / PREVIOUS).glob("*"):
         read_run(folder)
@@ -369,6 +378,8 @@ def kill_trainings(
     Raises:
         AssertionError: see `examine` and `finished`.
     """
+    # Once, and not in each life: what is forked has it.
+    data()
     rng = random.Random(seed)
     whole: dict[Schedule, list[Audited]] = {}
     count: Counter[str] = Counter()
@@ -394,15 +405,15 @@ def _kill_one(
 ) -> None:
     """Kill one training until it is over, or there were enough kills and it ends by itself."""
     run: Run | None = None
-    lives = 0
+    lives: list[Life] = []
     while run is None or not run.ended:
-        lives += 1
-        assert lives <= kills + 1, f"{training.folder}: a training does not end: {said(training.folder)}"
+        assert len(lives) <= kills, f"{training.folder}: a training does not end: {said(training.folder)}"
         saved = any((training.folder / CHECKPOINTS).glob("*.ckpt"))
         before = run
         enough = count["kills"] >= kills
         aimed = rng.random() < 0.5
         life = training.live() if enough else training.live(rng.randrange(1, MOST_FILES), dies=aimed)
+        lives.append(life)
         until_over(life, training.folder)
         if not enough and not aimed:
             time.sleep(rng.uniform(0, LONGEST_S))
@@ -421,6 +432,9 @@ def _kill_one(
             count["gone_on"] += 1
         elif before is not None:
             count["begun_anew"] += 1
+    for life in lives:
+        # Of those not killed with all they had started, something may still draw a page.
+        life.kill_rest()
 
 
 def soak(progress: Callable[[str], None]) -> tuple[Figure, ...]:

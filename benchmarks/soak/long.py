@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,7 +87,9 @@ def held(model: nn.Module | None = None) -> Held:
 def _children() -> list[str]:
     found = []
     for task in Path("/proc/self/task").iterdir():
-        found += (task / "children").read_text().split()
+        # A thread may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += (task / "children").read_text().split()
     return found
 
 
@@ -226,7 +230,8 @@ def measure(
     of the last whole cycle. What the C library keeps for later is given back before: it comes and goes by megabytes.
     """
     train(path.parent / "first", cycle + 2, samples, cycle=cycle, **options)
-    sizes: list[float] = []
+    # Without an object for each number, which would be counted.
+    sizes = array("d")
     blocks: list[int] = []
     counted: list[Held] = []
     last = audits - audits % cycle

@@ -58,6 +58,9 @@ SIDE = 32
 # Written into the records, and another each time.
 _TIMES = {"created", "seconds", "run_id", "sha256", "previous"}
 POLICY = {"rules": [{"metric": "accuracy", "min": 0.99}], "min_samples": 1}
+# Of the long form: how many images in batches of how many, and after how many steps, None for each validation. Fewer
+# batches than ranks, as many, and numbers that no number of ranks divides.
+_AUDITS = ((1, 7, 1), (2, 1, None), (23, 1, 1), (23, 7, None), (60, 7, 1), (60, 16, None))
 
 
 @dataclass(frozen=True)
@@ -567,9 +570,8 @@ def _same_runs(root: Path, progress: Callable[[str], None]) -> Iterator[Figure]:
         team = Team(world, root / f"meeting-{world}")
         same = 0
         try:
-            for number, (audited, batch_size, steps, sharded) in enumerate(
-                product((1, 2, 23, 60), (1, 7, 16), (None, 1), (False, True) if world > 1 else (False,))
-            ):
+            sharding = (False, True) if world > 1 else (False,)
+            for number, ((audited, batch_size, steps), sharded) in enumerate(product(_AUDITS, sharding)):
                 training = Training(root / f"{world}-{number}", audited, batch_size, steps, sharded=sharded)
                 every = team.do(train, training)
                 case = f"{world} ranks, {training}"

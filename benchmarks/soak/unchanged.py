@@ -234,7 +234,9 @@ class Scenes(LightningDataModule):
         """Batches that carry their regions."""
         if not self.validated:
             return []
-        return DataLoader(self.held_out, batch_size=3, collate_fn=AuditBatch.collate, num_workers=self.workers)
+        # One worker changes what is drawn as much as two do.
+        workers = min(1, self.workers)
+        return DataLoader(self.held_out, batch_size=3, collate_fn=AuditBatch.collate, num_workers=workers)
 
 
 class Noisy(Augmented):
@@ -434,12 +436,17 @@ def _loggers(path: Path) -> Mapping[str, Any]:
     return {"logger": [WandbLogger(save_dir=path, offline=True), TensorBoardLogger(path)]}
 
 
+# Lightning has it from 2.6 on.
+_AVERAGED = (
+    Training("weight averaging before", before=_averaging, refused="WeightAveraging before this callback"),
+    Training("weight averaging after", after=_averaging),
+) * hasattr(pl.callbacks, "WeightAveraging")
+
 TRAININGS = (
     Training("BatchNorm and dropout"),
     Training("frozen BatchNorm in eval mode", FrozenNorm),
     Training("a forward pass that writes and draws", Restless, refused="other bits"),
-    Training("weight averaging before", before=_averaging, refused="WeightAveraging before this callback"),
-    Training("weight averaging after", after=_averaging),
+    *_AVERAGED,
     Training(
         "stochastic weight averaging",
         options=lambda _path: {"max_epochs": 3},

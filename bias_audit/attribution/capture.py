@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -29,7 +30,6 @@ from bias_audit.attribution.sharded import resharding
 from bias_audit.attribution.targets import Target
 from bias_audit.rng import preserved_rng, preserved_settings
 
-_GONE = object()
 _CONTAINERS = (dict, list, set, deque)
 _Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 
@@ -120,7 +120,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         reshard()
         for module, before in attributes:
-            for name in [name for name, value in vars(module).items() if before.get(name, _GONE) is not value]:
+            for name in vars(module).keys() - before.keys():
                 del vars(module)[name]
             vars(module).update(before)
         for container, content in containers:
@@ -142,12 +142,14 @@ def _content(container: _Container) -> list[Any]:
 
 def _refill(container: _Container, content: list[Any]) -> None:
     now = _content(container)
-    if len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True)):
+    if len(now) == len(content) and all(map(is_, now, content)):
         return
     container.clear()
     if isinstance(container, dict):
         half = len(content) // 2
-        container.update(zip(content[:half], content[half:], strict=True))
+        # One by one: a Counter's `update` counts.
+        for key, value in zip(content[:half], content[half:], strict=True):
+            container[key] = value
     elif isinstance(container, set):
         container.update(content)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import operator
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
@@ -256,7 +257,8 @@ def _existing(images: str | Path, row: _Row) -> Path:
     if _leaves(row.file):
         raise ValueError(f"{row.where}: {row.file!r} leaves the folder {images}: write the path below that folder")
     path = Path(images) / row.file
-    if not path.is_file():
+    # Not `is_file`, which raises where a name is too long.
+    if not os.path.isfile(path):
         raise ValueError(f"{row.where}: no file {path}: check the folder, or remove the row")
     return path
 

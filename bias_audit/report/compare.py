@@ -264,7 +264,7 @@ def _regions(found: Comparison) -> tuple[str, ...]:
 
 def _why_no_pairs(found: Comparison) -> str:
     if not found.shared:
-        return "No image is the same in both runs."
+        return "No image is known to be the same in both runs."
     if not found.same_maps or _method(found) is None:
         return "The heatmaps of the two runs do not explain the same thing."
     if not all(side.run.has_scores(side.index) for side in (found.a, found.b)):
