@@ -210,7 +210,7 @@ def test_what_follows_from_the_gradients_does_not_depend_on_the_batch() -> None:
 def test_batch_sizes_move_the_model_s_own_rounding_only() -> None:
     [moved] = soak.moved_by_batch_size(audited=12, sizes=(1, 7, 12), seeds=(0,))
     # As the model's logits do, in single precision: nothing that is counted or decided.
-    assert moved.decided == () and 0 < moved.logit < 1e-5 and moved.most < 1e-3
+    assert moved.decided == () and 0 < moved.logit < 1e-5 and moved.most < 5e-3
 
 
 def test_workers_and_a_second_time_change_no_bit_of_the_records(tmp_path: Path) -> None:

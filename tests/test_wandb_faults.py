@@ -353,7 +353,8 @@ def test_who_is_refused_tries_again(tmp_path: Path, online: Double) -> None:
     online.key = KEY
     directory.append(audits[1])
     sink.write(audits[1])
-    until(lambda: json.loads((run.path / "wandb.json").read_bytes())["audits"] == 2)
+    told = run.path / "wandb.json"
+    until(lambda: told.exists() and json.loads(told.read_bytes())["audits"] == 2)
     sink.end()
     own.finish()
     assert audits_sent(online)[own.id] == [0, 100]

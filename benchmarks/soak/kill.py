@@ -109,6 +109,13 @@ def data() -> tuple[AuditDataset, Tensor, Tensor]:
     return balanced_scenes(3, 7, SIZE), images, torch.tensor([OCCUPATIONS.index(s.occupation) for s in scenes])
 
 
+class _NotOfTheEnd(ModelCheckpoint):
+    """Of a checkpoint of the last step Lightning has nothing left to train, and calls no hook that audits."""
+
+    def _should_skip_saving_checkpoint(self, trainer: pl.Trainer) -> bool:
+        return bool(super()._should_skip_saving_checkpoint(trainer)) or trainer.global_step >= trainer.max_steps
+
+
 def train(folder: Path, schedule: Schedule, keep: int | None, steps: int) -> None:
     """Train in `folder`, from its last checkpoint where there is one."""
     pl.seed_everything(0, verbose=False)
@@ -120,7 +127,7 @@ def train(folder: Path, schedule: Schedule, keep: int | None, steps: int) -> Non
     saver = (
         ModelCheckpoint(folder / CHECKPOINTS, every_n_train_steps=3, save_top_k=-1, filename="{step}")
         if by_steps
-        else ModelCheckpoint(folder / CHECKPOINTS, monitor="val_loss", save_top_k=2, save_last=True)
+        else _NotOfTheEnd(folder / CHECKPOINTS, monitor="val_loss", save_top_k=2, save_last=True)
     )
     audit = BiasAuditCallback(
         audit_set,
