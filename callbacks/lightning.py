@@ -300,7 +300,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where nothing was left to train: Lightning then calls no hook in which an audit could be made."""
-        if self._resume is not None and self.run_dir is None and trainer.is_global_zero:
+        nothing_trained = self._resume is not None and self.run_dir is None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if nothing_trained and trainer.is_global_zero:
             warnings.warn(
                 "bias-audit: the checkpoint is of a training that was over, so nothing was trained and nothing audited;"
                 " if its run lacks the last audit, trainer.validate(..., ckpt_path=...) makes one of this checkpoint",
