@@ -58,6 +58,7 @@ def work() -> Workload:
 # Timing
 
 
+@pytest.mark.slow
 def test_every_round_runs_each_contender_that_is_due_once_and_in_changing_order() -> None:
     log: list[str] = []
     each = [
@@ -374,6 +375,7 @@ def test_a_measurement_that_fails_says_why() -> None:
 # The accelerator's part, on the processor
 
 
+@pytest.mark.slow
 def test_the_accelerators_part_goes_through_its_steps() -> None:
     rows = measure_device([SPECS["resnet18"]], device="cpu", batches=(2,), rounds=1, size=64, matmul_size=64)
     assert [(r.model, r.precision, r.batch) for r in rows] == [("resnet18", p.name, 2) for p in PRECISIONS]

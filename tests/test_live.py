@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page
 
 from bias_audit import read_run
@@ -18,6 +19,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "live.py"
 RELOAD_MS = 10_000
 
 
+@pytest.mark.slow
 def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     out = tmp_path / "live"
     options = ["--epochs", "2", "--per-class", "96", "--audited", "6", "--out", str(out)]

@@ -295,6 +295,7 @@ def test_statistics_of_many_classes_take_no_more_memory_than_of_few() -> None:
     assert measured(100) < 2 * measured(4)
 
 
+@pytest.mark.slow
 def test_scale_measures_every_stage_and_what_grows() -> None:
     large = scale.measure(64)
     assert [stage.name for stage in large.stages] == list(scale.STAGES)

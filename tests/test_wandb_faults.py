@@ -266,6 +266,7 @@ def test_audits_wait_in_the_run_directory_and_none_is_lost(tmp_path: Path) -> No
     assert json.loads((run.path / "wandb.json").read_bytes())["audits"] == 4
 
 
+@pytest.mark.slow
 def test_scores_that_were_dropped_before_they_were_sent_are_told(tmp_path: Path) -> None:
     run, directory, audits = recorded(tmp_path, keep=1)
     with offline_run(tmp_path) as own:
