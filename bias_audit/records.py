@@ -666,7 +666,8 @@ class RunReader:
                 if line.arrays is not None and line.arrays not in replay.dropped:
                     _check_arrays(root, line)
         except MissingEvidenceError:
-            if (root / AUDITS).stat().st_size == status.st_size:
+            # Without its lines the run is being set aside for another.
+            if _size(root / AUDITS) in (None, status.st_size):
                 raise
             self._forget()
             # They may have been dropped since their line was read: then the records say so by now.
@@ -775,14 +776,18 @@ def _parse_line(raw: bytes, place: str, previous: str) -> tuple[_Line, str]:
     return line, digest
 
 
+def _size(path: Path) -> int | None:
+    """None where there is no such file; one look, as it may go between two."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if S_ISREG(status.st_mode) else None
+
+
 def _check_arrays(root: Path, line: _Line) -> None:
     path = _array_path(root, line)
-    try:
-        # One look: it may be dropped between two.
-        status = path.stat()
-        size = status.st_size if S_ISREG(status.st_mode) else None
-    except OSError:
-        size = None
+    size = _size(path)
     if size != line.arrays_bytes:
         got, kind = ("is missing", MissingEvidenceError) if size is None else (f"has {size} bytes", RecordError)
         raise kind(f"{path}: {got}, its record says {line.arrays_bytes}: the run directory is incomplete")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,21 @@ def test_arrays_dropped_between_the_lines_and_the_look_for_them(
     monkeypatch.setattr(records, "_check_arrays", slow)
     run = read_run(tmp_path)
     assert not late and steps_of(run) == [10, 20] and held(run) == [20]
+
+
+def test_a_run_that_is_set_aside_while_it_is_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory.create(tmp_path, manifest(), sheet())
+    directory.append(result(10))
+    look = records._check_arrays
+
+    def slow(*what: Any) -> None:
+        shutil.rmtree(tmp_path / "audits")
+        (tmp_path / "audits.jsonl").unlink()
+        look(*what)
+
+    monkeypatch.setattr(records, "_check_arrays", slow)
+    with pytest.raises(MissingEvidenceError, match="is missing"):
+        read_run(tmp_path)
 
 
 def test_gate_page_and_comparison_of_what_is_kept(tmp_path: Path) -> None:

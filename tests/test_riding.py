@@ -267,6 +267,7 @@ def test_a_validation_that_cannot_be_ridden_is_left_alone(tmp_path: Path, option
     assert hooks_of(net) == 0
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="ties between pixels fall otherwise in other batches")
 def test_another_trainer_validates_on_a_set_of_its_own(tmp_path: Path) -> None:
     # As the folds of a cross-validation do, whose samples may have the same ids.
     one, other = audit_set(seed=7), audit_set(seed=8)
@@ -293,6 +294,7 @@ def test_a_set_that_changes_within_a_training_is_not_ridden(tmp_path: Path) -> N
         run.fit(Validated(), Anew())
 
 
+@pytest.mark.skipif(not hasattr(pl.callbacks, "WeightAveraging"), reason="this Lightning has no WeightAveraging yet")
 def test_averaged_weights_that_are_taken_back_before_the_audit_are_not_ridden(tmp_path: Path) -> None:
     from pytorch_lightning.callbacks import WeightAveraging
 
