@@ -372,7 +372,7 @@ def kill_trainings(
     kills: int,
     seed: int,
     *,
-    steps: int = 13,
+    steps: int = 10,
     pages: int = 10,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Tally:
@@ -445,9 +445,9 @@ def _kill_one(
 
 
 def soak(progress: Callable[[str], None]) -> tuple[Figure, ...]:
-    """240 kills."""
+    """200 kills."""
     with tempfile.TemporaryDirectory() as folder:
-        tally = kill_trainings(Path(folder), 240, 0, progress=progress)
+        tally = kill_trainings(Path(folder), 200, 0, progress=progress)
     return (
         Figure("kills", tally.kills),
         Figure("of them aimed at a file that is opened, renamed or removed", tally.aimed),
