@@ -17,6 +17,7 @@ import typer
 from bias_audit.gate import FailOn, OnInconclusive
 from bias_audit.outputs import defused
 from bias_audit.redaction import without_secrets
+from bias_audit.regions.commands import app as regions
 from bias_audit.terminal import console, print_baseline, print_clusters, print_comparison, print_policy, print_run
 
 app = typer.Typer(
@@ -268,6 +269,8 @@ def update(
         size = write_baseline(made, output)
     print_baseline(console(), made, output, size, before, outcome)
 
+
+app.add_typer(regions, name="regions")
 
 policies = typer.Typer(help="What an audit must show.", no_args_is_help=True)
 app.add_typer(policies, name="policy")
