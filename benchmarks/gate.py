@@ -24,7 +24,8 @@ from pydantic import TypeAdapter
 
 from benchmarks.results import Machine, this_machine, today
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet
+from bias_audit.records import RunDirectory
+from bias_audit.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
 from bias_audit.terms import REMAINDER, Estimate, Subjects
 from bias_audit.verdict import judge
 
@@ -69,7 +70,9 @@ def write_run(path: Path, samples: int, audits: int, enrichment: float, seed: in
     ids = tuple(f"image {i:06d}" for i in range(samples))
     labels = rng.integers(0, len(SUBJECTS.classes), samples)
     attributes = np.stack([rng.choice(values, samples) for _, values in SUBJECTS.attributes], axis=1)
-    sheet = SampleSheet(ids, labels, attributes, (b"jpeg" * 100,) * samples, np.zeros((samples, 3, 8, 8), dtype=bool))
+    sheet = SampleSheet(
+        ids, labels, attributes, (b"jpeg" * 100,) * samples, PackedMasks.of(np.zeros((samples, 3, 8, 8), dtype=bool))
+    )
     rules = [
         {"metric": "enrichment", "region": "hair", "class": "each", "max": 1.5},
         {"metric": "energy_share", "region": "object", "min": 0.1},

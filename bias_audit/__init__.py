@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from bias_audit.plan import AuditPlan
     from bias_audit.policy import Policy, Rule
     from bias_audit.rebalancing import rebalancing_plan
-    from bias_audit.records import AuditResult, Run, read_run
+    from bias_audit.records import Run, read_run
     from bias_audit.report import write_report
+    from bias_audit.results import AuditResult
     from bias_audit.terms import Estimate, Verdict
 
 _HOMES = {
     "AuditBatch": "bias_audit.data.samples",
     "AuditDataset": "bias_audit.data.samples",
     "AuditPlan": "bias_audit.plan",
-    "AuditResult": "bias_audit.records",
+    "AuditResult": "bias_audit.results",
     "AuditSample": "bias_audit.data.samples",
     "Auditor": "bias_audit.audit",
     "Estimate": "bias_audit.terms",

@@ -43,19 +43,20 @@ from bias_audit.overlays import outlined
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
 from bias_audit.ranks import ALONE, Ranks
-from bias_audit.records import (
+from bias_audit.records import RunDirectory
+from bias_audit.results import (
     AuditResult,
     AuditSummary,
     ChangedPictures,
     Manifest,
-    RunDirectory,
+    RegionCount,
     SampleScores,
     SampleSheet,
     Thumbnails,
     now,
 )
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, decisions_of, maps_of, score_batch
-from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, PROBE_METRICS, REMAINDER, Estimate
+from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, OWN, PROBE_METRICS, REMAINDER, Estimate
 from bias_audit.verdict import judge
 
 Progress = Callable[[int, int], None]
@@ -117,7 +118,7 @@ class Auditor:
         self.samples_available = len(audit_set)
         self.audit_set = audit_set.subset(self.plan.max_samples, self.plan.seed)
         self.layer = self.plan.layer
-        self._described: tuple[SampleSheet, str] | None = None
+        self._described: tuple[SampleSheet, str, tuple[RegionCount, ...]] | None = None
         self._regions: dict[
             tuple[tuple[int, ...], torch.Size, torch.device], tuple[ProjectedRegions, PixelRegions]
         ] = {}
@@ -149,27 +150,28 @@ class Auditor:
     def _can_intervene(self) -> bool:
         return bool(self.audit_set.subjects.regions_with("spurious") or self.plan.swaps)
 
-    def _sheet_and_fingerprint(self, ranks: Ranks = ALONE) -> tuple[SampleSheet, str]:
+    def _describe(self, ranks: Ranks = ALONE) -> tuple[SampleSheet, str, tuple[RegionCount, ...]]:
         if self._described is None:
-            sheet, fingerprint = self.audit_set.sheet(ranks=ranks)
-            self._described = (sheet if self.thumbnails else outlined(sheet)), fingerprint
+            sheet, fingerprint, annotated = self.audit_set.sheet(ranks=ranks)
+            self._described = (sheet if self.thumbnails else outlined(sheet)), fingerprint, annotated
         return self._described
 
     @property
     def sheet(self) -> SampleSheet:
         """The audited images' thumbnails, or their outlines only, and masks."""
-        return self._sheet_and_fingerprint()[0]
+        return self._describe()[0]
 
     def prepare(self, model: nn.Module, forward_context: ForwardContext = nullcontext, ranks: Ranks = ALONE) -> None:
-        """Find the layer to explain, if the plan names none; `run` does so too. Several ranks share the decoding.
+        """Decode all images, shared by several ranks, and find the layer to explain, if the plan names none.
+
+        `run` does so too, but stops at the first image that does not decode.
 
         Raises:
             ValueError: the model has no layer with a spatial output; or a sample that does not decode.
         """
         with ranks.together():
+            self._describe(ranks)
             self._find_layer(model, forward_context)
-            if ranks.world > 1:
-                self._sheet_and_fingerprint(ranks)
 
     def _find_layer(self, model: nn.Module, forward_context: ForwardContext) -> None:
         if self.layer is None:
@@ -184,22 +186,24 @@ class Auditor:
             ValueError: a sample that does not decode, or a region that no sample shows.
         """
         assert self.layer is not None
+        _, fingerprint, annotated = self._describe()
         return Manifest(
             run_id=uuid.uuid4().hex[:12],
             created=now(),
             tool=f"bias-audit {version('bias-audit')}",
             model=class_name(unwrap(model)),
             layer=self.layer,
-            methods=self.plan.methods,
+            methods=self.plan.method_names,
             target=self.plan.target_name,
             sign=self.plan.sign,
             subjects=self.audit_set.subjects,
-            fingerprint=self._sheet_and_fingerprint()[1],
+            fingerprint=fingerprint,
             samples_available=self.samples_available,
             samples_audited=len(self.audit_set),
             seed=self.plan.seed,
             policy=self.policy,
             thumbnails=self.thumbnails,
+            annotated=annotated,
         )
 
     def run(
@@ -351,8 +355,8 @@ class Auditor:
             for parts, axis in zip(zip(*batches, strict=True), SAMPLE_AXES, strict=True)
         )
         return SampleScores(
-            metrics=METRICS,
-            methods=self.plan.methods,
+            metrics=(*METRICS, *self.plan.metric_names),
+            methods=self.plan.method_names,
             regions=(*(name for name, _ in self.audit_set.subjects.regions), REMAINDER),
             ids=self.audit_set.ids,
             labels=self.audit_set.labels,
@@ -495,7 +499,7 @@ class Auditor:
             return logits.float()
 
         explained = Explained(
-            self.plan.methods, maps, outputs, lambda logits, classes: target_of(classes)(logits), self.plan.sign
+            self.plan.method_names, maps, outputs, lambda logits, classes: target_of(classes)(logits), self.plan.sign
         )
         values = []
         size = self.plan.batch_size
@@ -504,7 +508,7 @@ class Auditor:
             classes = decisions_of(outputs(batch.images), batch.labels)[0].clamp(min=0) if predicts else batch.labels
             seeds = [self.plan.seed + i for i in batch.indices]
             values.append(fitness(lent, explained, batch.images, classes, seeds, size))
-        return fitness_estimates(torch.cat(values, dim=2).cpu().numpy(), self.plan.methods, self.plan.seed)
+        return fitness_estimates(torch.cat(values, dim=2).cpu().numpy(), self.plan.method_names, self.plan.seed)
 
     def _estimates(self, scores: SampleScores, reference: SampleScores | None) -> tuple[Estimate, ...]:
         attributes, subjects = self.audit_set.attribute_table, self.audit_set.subjects
@@ -530,7 +534,16 @@ class Auditor:
             ),
             *self._association,
             *amplified,
+            *self._own(scores),
         )
+
+    def _own(self, scores: SampleScores) -> Iterator[Estimate]:
+        """What the user's own evidence says."""
+        for gather in self.plan.evidence:
+            for e in gather(scores, self.audit_set.attribute_table, self.audit_set.subjects, self.plan.seed):
+                if not e.metric.startswith(OWN):
+                    raise ValueError(f"evidence: expected a metric called {OWN}something, got {e.metric!r}: rename it")
+                yield e
 
 
 _OF_INTERVENTIONS = (*INTERVENTION_METRICS, *PROBE_METRICS)
@@ -573,6 +586,9 @@ def audit_model(
         8
     """
     auditor = Auditor(audit_set, plan, policy, training, thumbnails)
+    if out is not None:
+        # Whatever does not decode is said at once, and before any work is done.
+        auditor.prepare(model)
     result = auditor.run(model, progress=progress)
     if out is not None:
         directory = RunDirectory.create(out, auditor.manifest(model), auditor.sheet)

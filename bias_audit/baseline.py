@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from bias_audit.arrays import load_npz, npz_bytes
 from bias_audit.findings import explainers
 from bias_audit.history import Change
 from bias_audit.policy import Policy, Rule
-from bias_audit.records import AuditSummary, RecordError, Run, load_npz, npz_bytes, read_run, write_whole
-from bias_audit.terms import REGION_METRICS, Estimate, Outcome, Subjects
+from bias_audit.records import Run, read_run, write_whole
+from bias_audit.results import AuditSummary, RecordError
+from bias_audit.terms import Estimate, Outcome, Subjects, is_of_maps
 from bias_audit.verdict import Check, matched
 
 if TYPE_CHECKING:
@@ -228,7 +230,7 @@ class Beside:
             return ()
         index %= len(self.run.audits)
         audit = self.run.audits[index]
-        doubts = self._doubts(audit) if rule.metric in REGION_METRICS else {}
+        doubts = self._doubts(audit) if is_of_maps(rule.metric) else {}
         unfit = {method for method, (fit, _) in doubts.items() if fit is False}
         both = self._both(rule, audit)
         heard = {_place(e) for now, before in both if (e := now or before) is not None and e.method not in unfit}
@@ -426,12 +428,12 @@ def _samples_of_run(run: Run, index: int) -> BaselineSamples:
 
     from bias_audit.pairing import SampleColumns
 
-    sheet, columns = run.annotations(), SampleColumns.of_run(run, index)
-    place = {name: i for i, name in enumerate(sheet.ids)}
+    table, columns = run.sample_table(), SampleColumns.of_run(run, index)
+    place = {name: i for i, name in enumerate(table.ids)}
     if not all(name in place for name in columns.ids):
         raise RecordError(f"{run.path}: its audit is of images that samples.npz does not have: record the run again")
     rows = np.array([place[name] for name in columns.ids], dtype=np.int64)
-    return BaselineSamples(sheet.labels[rows], sheet.attributes[rows], columns)
+    return BaselineSamples(table.labels[rows], table.attributes[rows], columns)
 
 
 def _packed(samples: BaselineSamples) -> bytes:

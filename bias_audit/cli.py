@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bias_audit.data.annotations import Misfit
 from bias_audit.gate import FailOn, OnInconclusive
 from bias_audit.outputs import defused
 from bias_audit.redaction import without_secrets
@@ -27,6 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Of all that is wrong with some files so many are said, then how many more there are.
+MOST_LINES = 50
 
 RunDir = Annotated[Path, typer.Argument(help="The directory that holds manifest.json, or one above exactly one such.")]
 NoThumbnails = Annotated[
@@ -255,7 +259,8 @@ def update(
     """
     from bias_audit.baseline import Baseline, read_baseline, write_baseline
     from bias_audit.gate import run_gate
-    from bias_audit.records import RecordError, read_run
+    from bias_audit.records import read_run
+    from bias_audit.results import RecordError
     from bias_audit.sources import open_run
 
     with open_run(source) as path:
@@ -309,7 +314,8 @@ def check(
     from bias_audit.baseline import read_baseline
     from bias_audit.policy_check import check_policy
     from bias_audit.policy_file import read_policy
-    from bias_audit.records import MissingEvidenceError, read_run
+    from bias_audit.records import read_run
+    from bias_audit.results import MissingEvidenceError
     from bias_audit.sources import open_run
 
     file = read_policy(policy)
@@ -370,8 +376,17 @@ def demo(
     run_demo(out, seed, console())
 
 
+def _complain(words: str) -> None:
+    """One line on standard error."""
+    # Names from the data must not steer the terminal.
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(words.split()))
+    said = f"bias-audit: {without_secrets(printable)}"
+    typer.echo(defused(said) if "GITHUB_ACTIONS" in os.environ else said, err=True)
+
+
 def main() -> Any:
-    """The console script: every error becomes one line and exit code 2, because 1 means "violated"."""
+    """The console script: every error becomes a line for each thing that is wrong, and exit code 2, because 1 means
+    "violated"."""
     if isinstance(sys.stdout, TextIOWrapper):
         # A name that the terminal cannot write must not cost the outcome.
         sys.stdout.reconfigure(errors="replace")
@@ -385,14 +400,15 @@ def main() -> Any:
         if show is not None:
             show()
         else:
-            words = " ".join(str(error).split()) or type(error).__name__
-            # Names from the data must not steer the terminal.
-            text = without_secrets("".join(c if c.isprintable() else "\ufffd" for c in words))
+            lines = error.lines if isinstance(error, Misfit) else (str(error) or type(error).__name__,)
             if isinstance(error, ModuleNotFoundError):
-                text += ": this takes bias-audit with all its dependencies: pip install bias-audit"
+                lines = (f"{error}: this takes bias-audit with all its dependencies: pip install bias-audit",)
             known = isinstance(error, ValueError | OSError | ModuleNotFoundError)
-            said = f"bias-audit: {'' if known else f'internal error: {type(error).__name__}: '}{text}"
-            typer.echo(defused(said) if "GITHUB_ACTIONS" in os.environ else said, err=True)
+            kind = "" if known else f"internal error: {type(error).__name__}: "
+            for line in lines[:MOST_LINES]:
+                _complain(f"{kind}{line}")
+            if len(lines) > MOST_LINES:
+                _complain(f"and {len(lines) - MOST_LINES} more")
         code = 2
     sys.exit(code or 0)
 

@@ -17,12 +17,14 @@ from bias_audit.findings import Finding
 from bias_audit.history import Change
 from bias_audit.multiplicity import exceedance_p, holm
 from bias_audit.pairing import Key, SampleColumns, paired_changes, unpaired_change
-from bias_audit.records import AuditSummary, Run, SampleSheet
+from bias_audit.records import Run
+from bias_audit.results import AuditSummary, SampleSheet
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
     EXPLAINER_METRICS,
     GROUP_METRICS,
     INTERVENTION_METRICS,
+    OWN,
     REGION_METRICS,
     Estimate,
 )
@@ -147,8 +149,8 @@ def compare_runs(a: Run, b: Run) -> Comparison:
     same_data = (a.manifest.fingerprint, sheet_a.ids) == (b.manifest.fingerprint, sheet_b.ids)
     shared = _shared(before, after, sheet_a, sheet_b, same_data)
     unlike = [name for name in ("layer", "target", "sign") if getattr(a.manifest, name) != getattr(b.manifest, name)]
-    compared = [m for m in _ORDER if not (unlike and m in _OF_MAPS) and not (same_data and m.startswith("audit_"))]
-    of_a, of_b = ({e.key: e for e in side.audit.estimates if e.metric in compared} for side in (before, after))
+    left_out = {m for m in _ORDER if same_data and m.startswith("audit_")} | (_OF_MAPS if unlike else set())
+    of_a, of_b = ({e.key: e for e in side.audit.estimates if _asked(e, left_out)} for side in (before, after))
     both = sorted((key for key in of_a if key in of_b), key=_rank)
     paired = _paired(before, after, sheet_a, shared, [(of_a[key], of_b[key]) for key in both])
     found = [_difference(of_a[key], of_b[key], paired.get(key)) for key in both]
@@ -195,10 +197,15 @@ def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_d
     )
 
 
+def _asked(e: Estimate, left_out: set[str]) -> bool:
+    own = e.metric.startswith(OWN) and not (left_out & _OF_MAPS and e.method is not None)
+    return own or (e.metric in _ORDER and e.metric not in left_out)
+
+
 def _rank(key: Key) -> tuple[int, int]:
     """By question and metric; of one metric first what is over all images, then by class or group, then by both."""
     metric, _, class_name, group, _ = key
-    return _ORDER[metric], (class_name is not None) + (group is not None)
+    return _ORDER.get(metric, len(_ORDER)), (class_name is not None) + (group is not None)
 
 
 def _paired(

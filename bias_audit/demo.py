@@ -30,7 +30,8 @@ from bias_audit.data.samples import AuditDataset
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, REGIONS, Scene, balanced_scenes, counts_with_bias, draw_scenes
 from bias_audit.gate import GateResult, run_gate
 from bias_audit.plan import AuditPlan
-from bias_audit.records import AuditSummary, Run, read_run
+from bias_audit.records import Run, read_run
+from bias_audit.results import AuditSummary
 
 SIZE = 96
 PER_CLASS = 1000

@@ -20,7 +20,8 @@ from bias_audit.findings import Finding
 from bias_audit.history import Change, Onset, onsets
 from bias_audit.policy import Policy, Rule
 from bias_audit.policy_file import PolicyFile, read_policy
-from bias_audit.records import SAMPLES, AuditSummary, MissingEvidenceError, Run, read_run
+from bias_audit.records import SAMPLES, Run, read_run
+from bias_audit.results import AuditSummary, MissingEvidenceError
 from bias_audit.terms import EXPLAINER_METRICS, Estimate, Outcome
 from bias_audit.verdict import Check, Judgement, judge, least_samples, unrecorded
 

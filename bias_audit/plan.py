@@ -5,17 +5,23 @@ Enters: the user's choices. Leaves: an `AuditPlan`, checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from bias_audit.attribution.cam import FORMULAS, Sign, check_sign
+from bias_audit.attribution.cam import FORMULAS, Formula, Sign, check_sign
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.methods import find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
 from bias_audit.evidence.changes import Swap
+from bias_audit.localization import ProjectedRegions, Scored
+from bias_audit.results import SampleScores
+from bias_audit.terms import OWN, Estimate, Subjects
 
 # Both maps come from the same activation and gradient; where the head is more than pooling and one linear layer they
 # differ, and each alone can miss a cue.
@@ -23,6 +29,10 @@ METHODS = ("gradcam", "hirescam")
 
 TargetName = Literal["label", "margin", "predicted"]
 TargetOfLabels = Callable[[Tensor], Target]
+# Maps `(M, B, h, w)` and regions, of which the remainder is the last, to `(M, B, R + 1)`.
+MapMetric = Callable[[Tensor, ProjectedRegions], Scored]
+# All scores, attribute values `(N, A)` as text, the names, and a seed.
+Evidence = Callable[[SampleScores, npt.NDArray[np.str_], Subjects, int], Iterable[Estimate]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,11 @@ class AuditPlan:
 
     Args:
         layer: name of the submodule to explain; by default the last whose output keeps the image's places.
-        methods: names of the explanation methods, each a formula on one layer's activations and gradients.
+        methods: the explanation methods, each a formula on one layer's activations and gradients: names, or functions
+            `(activations, gradients, sign) -> maps`, which go by their names.
+        metrics: functions `(maps, regions) -> Scored` measured beside the metrics that there are, on each map and
+            region, as `localization.energy_share`; a function `f` is the metric `own.f` in records and policies.
+        evidence: functions `(scores, attributes, subjects, seed) -> Estimate`s, of metrics called `own.something`.
         target: which score: "margin" (the label's logit minus the largest other), "label" (the label's logit),
             "predicted" (the predicted class's), or a function from labels `(B,)` to a target.
         sign: "positive", "negative" (what speaks against the score) or "absolute".
@@ -59,7 +73,7 @@ class AuditPlan:
     """
 
     layer: str | None = None
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str | Formula, ...] = METHODS
     target: TargetName | TargetOfLabels = "margin"
     sign: Sign = "positive"
     batch_size: int = 32
@@ -74,13 +88,22 @@ class AuditPlan:
     intervention_every: int = 10
     control_regions: int = 3
     swaps: Mapping[str, Swap] = field(default_factory=dict)
+    metrics: tuple[MapMetric, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
         check_sign(self.sign)
         if self.sign == "signed":
             raise ValueError("an audit measures shares of energy, which signed maps do not have: use another sign")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"expected methods, each once, got {self.methods}")
+        if not self.methods or len(set(self.method_names)) < len(self.methods):
+            raise ValueError(f"expected methods, each name once, got {self.method_names}")
+        for kind in ("metrics", "evidence"):
+            names = Counter(map(_name, getattr(self, kind)))
+            wrong = next((name for name, count in names.items() if count > 1 or not name.isidentifier()), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"{kind}: {wrong!r} stands twice or is no name: give functions, each with its own name"
+                )
         for method in self.methods:
             if find_method(method).formula is None:
                 raise ValueError(
@@ -117,6 +140,20 @@ class AuditPlan:
         return lambda outputs: binary(outputs) if outputs.shape[1] == 1 else of_classes(outputs)
 
     @property
+    def method_names(self) -> tuple[str, ...]:
+        """The explanation methods as the records name them."""
+        return tuple(find_method(method).name for method in self.methods)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The user's own metrics as the records name them."""
+        return tuple(OWN + _name(metric) for metric in self.metrics)
+
+    @property
     def target_name(self) -> str:
         """The target as the manifest names it."""
         return self.target if isinstance(self.target, str) else getattr(self.target, "__qualname__", repr(self.target))
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

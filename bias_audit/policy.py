@@ -20,6 +20,7 @@ from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,
     GROUP_METRICS,
+    OWN,
     REGION_METRICS,
     REMAINDER,
     ROLES,
@@ -31,10 +32,11 @@ from bias_audit.terms import (
     RegionMetric,
     Subjects,
     Verdict,
+    is_of_maps,
 )
 
-Metric = Literal[RegionMetric, GroupMetric, ExplainerMetric, InterventionMetric, AssociationMetric, "verdict"]
-METRICS: tuple[str, ...] = get_args(Metric)
+_Known = Literal[RegionMetric, GroupMetric, ExplainerMetric, InterventionMetric, AssociationMetric, "verdict"]
+METRICS: tuple[str, ...] = get_args(_Known)
 Op = Literal["<", "<=", ">", ">=", "==", "!="]
 
 # What is measured by removing a region, and so needs one.
@@ -62,6 +64,16 @@ def _number(value: object) -> object:
     return value
 
 
+def _kind_of_metric(value: object) -> str:
+    return "own" if isinstance(value, str) and value.startswith(OWN) else "known"
+
+
+Metric = Annotated[
+    Annotated[_Known, Tag("known")] | Annotated[str, Field(pattern=rf"^{OWN[:-1]}\.[A-Za-z_]\w*$"), Tag("own")],
+    Discriminator(_kind_of_metric),
+]
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -84,7 +96,8 @@ class Rule(_Strict):
     each of its values; metrics that compare the values, such as `accuracy_gap`, `swap_gap` and `cramers_v`, take the
     attribute itself, and rules on `verdict` an attribute or `each`. Without `method` a rule must hold for each
     explanation method that is fit. Metrics of the methods themselves, such as `occlusion_correlation`, take `method`
-    only, and their small sample is enough unless `min_samples` says otherwise.
+    only, and their small sample is enough unless `min_samples` says otherwise. `own.name` is a metric of the user's;
+    its `group` is taken as the audit gave it.
 
     A threshold is violated only if the whole interval lies beyond it, and held only if the whole interval lies within;
     with `on: point` the measured value alone decides.
@@ -173,9 +186,10 @@ class Rule(_Strict):
         if self.threshold is None and self.max_regression is None:
             raise ValueError(f"a rule on `{self.metric}` needs `threshold`, or `max_regression` for a baseline")
         for key, limit in (("threshold", self.threshold), ("max_regression", self.max_regression)):
-            if limit is not None and abs(limit) > 1 and self.metric not in UNBOUNDED_METRICS:
+            bounded = self.metric not in UNBOUNDED_METRICS and not self.metric.startswith(OWN)
+            if limit is not None and abs(limit) > 1 and bounded:
                 raise ValueError(f"`{self.metric}` lies within -1 and 1, got `{key}` {limit:g}: write 0.05 for 5 %")
-        if self.method is not None and self.metric not in (*REGION_METRICS, *EXPLAINER_METRICS):
+        if self.method is not None and not (is_of_maps(self.metric) or self.metric in EXPLAINER_METRICS):
             raise ValueError(f"`{self.metric}` is not measured by an explanation method: remove `method`")
         if (self.metric in REGION_METRICS or self.metric.startswith(_OF_REMOVAL)) and self.region is None:
             raise ValueError(

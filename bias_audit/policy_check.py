@@ -14,16 +14,18 @@ from bias_audit.baseline import Baseline
 from bias_audit.gate import GateResult, run_gate
 from bias_audit.policy import EACH, Rule
 from bias_audit.policy_file import PolicyFile
-from bias_audit.records import AuditSummary, Run
+from bias_audit.records import Run
+from bias_audit.results import AuditSummary
 from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,
     INTERVENTION_METRICS,
-    REGION_METRICS,
+    OWN,
     ROLES,
     Estimate,
     Outcome,
     Subjects,
+    is_of_maps,
 )
 from bias_audit.verdict import Check, matched
 
@@ -160,14 +162,14 @@ def _subject(rule: Rule) -> str:
         words.append("of each class" if rule.class_name == EACH else f"of class {rule.class_name}")
     if rule.group is not None:
         attribute, _, value = rule.group.partition("=")
-        if rule.metric in COMPARING_METRICS:
+        if rule.metric in COMPARING_METRICS or (rule.metric.startswith(OWN) and not value):
             words.append(f"by {attribute}")
         else:
             words.append(f"where {attribute} is {value}" if value else f"for each value of {attribute}")
     said = " ".join(words)
     if rule.method is not None:
         return f"{said}, by {rule.method}"
-    return f"{said}, by each explanation method that is fit" if rule.metric in REGION_METRICS else said
+    return f"{said}, by each explanation method that is fit" if is_of_maps(rule.metric) else said
 
 
 def _limit(rule: Rule) -> str:

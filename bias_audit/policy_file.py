@@ -104,7 +104,7 @@ def _parse(content: Mapping[str, Any], where: str, line_of: LineOf) -> Policy:
         # A key that is misspelt is missing as well: what it is has more to tell.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         # The parts of a union are no keys of the file's.
-        loc: Loc = tuple(part for part in first["loc"] if part not in ("number", "verdicts"))
+        loc: Loc = tuple(part for part in first["loc"] if part not in _TAGS)
         rule = below(content, loc[:2])
         if loc[2:3] == ("threshold",) and isinstance(rule, Mapping):
             written = next((key for key in SHORTHANDS if rule.get(key) is not None), "threshold")
@@ -121,6 +121,8 @@ def _parse(content: Mapping[str, Any], where: str, line_of: LineOf) -> Policy:
         raise ValueError(f"{where}: is nested too deeply") from error
 
 
+# The parts of a policy's unions.
+_TAGS = ("number", "verdicts", "known", "own")
 _EXPECTED = {
     "tuple_type": "expected a list",
     "model_type": "expected a mapping",

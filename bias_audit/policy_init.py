@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from bias_audit.multiplicity import samples_to_settle
 from bias_audit.policy import EACH, Policy, Rule
-from bias_audit.records import AuditSummary, RecordError, Run
+from bias_audit.records import Run
+from bias_audit.results import AuditSummary, RecordError
 from bias_audit.terms import Estimate, Outcome, Subjects
 from bias_audit.verdict import Check, judge
 

@@ -20,241 +20,46 @@ Neither torch nor Lightning is imported here, and numpy only where arrays are to
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
 import shutil
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from bias_audit.policy import Policy
-from bias_audit.terms import Estimate, Subjects
-from bias_audit.verdict import Judgement
+from bias_audit.arrays import (
+    changed_bytes,
+    read_changed,
+    read_scores,
+    read_sheet,
+    read_table,
+    scores_bytes,
+    sheet_bytes,
+)
+from bias_audit.results import (
+    SCHEMA_VERSION,
+    AuditResult,
+    AuditSummary,
+    ChangedPictures,
+    Manifest,
+    MissingEvidenceError,
+    RecordError,
+    SampleScores,
+    SampleSheet,
+    SampleTable,
+)
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from matplotlib.figure import Figure
-
-SCHEMA_VERSION: Literal[1] = 1
 MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
 CHANGED = "changed.npz"
 # The manifest of a run that is being moved to `previous`.
 _LEAVING = "manifest.previous.json"
 # The folder in which a W&B run keeps a copy of the records, so that it can be judged wherever it is copied to.
 COPIES = "bias_audit_records"
-# A record that unpacks to more is neither written nor read: a small file can be made that fills any memory.
-MOST_UNPACKED = 4 << 30
-# An array in which nothing is stored, such as no attributes of many samples, has at most so many rows.
-MOST_EMPTY = 1 << 24
-_NOT_READ = "it is damaged or was not written by this tool: record the run again"
-# Whether pictures of the audited images are kept: everywhere, in the run directory only, or nowhere.
-Thumbnails = bool | Literal["local"]
-
-
-class RecordError(ValueError):
-    """A run directory that cannot be read: the message names the file, the line and what to do."""
-
-
-class MissingEvidenceError(RecordError):
-    """Evidence that is not there, as opposed to damaged: nothing follows from what was never recorded."""
-
-
-class Manifest(BaseModel):
-    """What a run audited and how: fixed when the run directory is made.
-
-    `thumbnails` is False where the records hold no picture, and "local" where none leaves the run directory and its
-    page; then `overlays.shareable` is what may.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    run_id: str
-    created: str
-    tool: str
-    model: str
-    layer: str
-    methods: tuple[str, ...]
-    target: str
-    sign: str
-    subjects: Subjects
-    fingerprint: str
-    samples_available: Annotated[int, Field(ge=0)]
-    samples_audited: Annotated[int, Field(ge=0)]
-    seed: int
-    policy: Policy
-    thumbnails: Thumbnails = True
-
-
-@dataclass(frozen=True)
-class SampleSheet:
-    """The audited images, as they do not change from audit to audit.
-
-    `attributes` is `(N, A)` text in the order of `Subjects.attributes`, "" where a sample has none. `thumbnails` are
-    JPEG bytes. `masks` is bool `(N, R, h, w)` in the order of `Subjects.regions`, each at its thumbnail's size and
-    padded at the bottom and on the right to the largest, `(h, w)`.
-    """
-
-    ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    attributes: npt.NDArray[np.str_]
-    thumbnails: tuple[bytes, ...]
-    masks: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What is known of the audited images, less their pictures and masks: see `SampleSheet`."""
-
-    ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    attributes: npt.NDArray[np.str_]
-
-
-@dataclass(frozen=True)
-class SampleScores:
-    """Every score of every sample at one audit; N samples, M methods, K metrics, R regions and the remainder.
-
-    `values` is float32 `(K, M, N, R + 1)`, NaN where a score is not valid; `metrics`, `methods` and `regions` name its
-    axes. `areas` is `(N, R + 1)`, each region's share of the image, NaN where a sample lacks the region. `maps` is
-    float16 `(M, N, h, w)`, each map divided by its largest absolute value, which `magnitude` `(M, N)` keeps. `margin`
-    `(N,)` is the label's logit minus the largest other. `effects` is float32 `(E, N, R)`, what the removal of each
-    region does beyond that of control regions, NaN where none was tried; `effect_metrics` names its first axis. It is
-    empty where this audit made no interventions.
-    """
-
-    metrics: tuple[str, ...]
-    methods: tuple[str, ...]
-    regions: tuple[str, ...]
-    ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    predictions: npt.NDArray[np.int64]
-    margin: npt.NDArray[np.float32]
-    areas: npt.NDArray[np.float32]
-    values: npt.NDArray[np.float32]
-    maps: npt.NDArray[np.float16]
-    magnitude: npt.NDArray[np.float32]
-    effect_metrics: tuple[str, ...] = ()
-    effects: npt.NDArray[np.float32] = field(default_factory=lambda: _no_effects())
-
-    def of(self, metric: str, method: str, region: str) -> npt.NDArray[np.float32]:
-        """One score for each sample, `(N,)`, NaN where not valid."""
-        k, m, r = self.metrics.index(metric), self.methods.index(method), self.regions.index(region)
-        return self.values[k, m, :, r]
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether each sample is classified as its label, `(N,)`."""
-        hits: npt.NDArray[np.bool_] = self.predictions == self.labels
-        return hits
-
-
-@dataclass(frozen=True)
-class ChangedPictures:
-    """What interventions made of P images at the audit of `step`: those on which each change told most.
-
-    Of each picture the sample's id, the `kind` of change ("removal" or "swap"), the region it was made in ("" where the
-    user's own swap changed the image), for a swap the attribute and the value that was put in ("" for a removal), and
-    the JPEG of what the model saw. `decisions` int64 `(P,)` are the classes it decided for, -1 where its output was not
-    finite, and `falls` float32 `(P,)` by how much the margin of the label fell.
-    """
-
-    step: int
-    ids: tuple[str, ...]
-    kinds: tuple[str, ...]
-    regions: tuple[str, ...]
-    attributes: tuple[str, ...]
-    values: tuple[str, ...]
-    decisions: npt.NDArray[np.int64]
-    falls: npt.NDArray[np.float32]
-    pictures: tuple[bytes, ...]
-
-
-def _no_effects() -> npt.NDArray[np.float32]:
-    import numpy as np
-
-    return np.empty((0, 0, 0), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class AuditSummary:
-    """One audit less its scores: when, on which weights, what was measured and what follows.
-
-    `trigger` says why it was made; "reference" is the audit before training, from which no gate concludes.
-    """
-
-    step: int
-    epoch: int
-    weights: str
-    created: str
-    seconds: float
-    estimates: tuple[Estimate, ...]
-    judgement: Judgement
-    trigger: str = "manual"
-
-    def estimate(
-        self,
-        metric: str,
-        *,
-        region: str | None = None,
-        class_name: str | None = None,
-        group: str | None = None,
-        method: str | None = None,
-    ) -> Estimate:
-        """The one estimate with exactly these names.
-
-        Raises:
-            KeyError: there is none.
-        """
-        wanted = (metric, region, class_name, group, method)
-        for e in self.estimates:
-            if e.metric == metric and e.key == wanted:
-                return e
-        raise KeyError(f"no estimate {wanted}")
-
-    def _repr_html_(self) -> str:
-        from bias_audit.notebook import audit_html
-
-        return audit_html(self)
-
-
-@dataclass(frozen=True)
-class AuditResult(AuditSummary):
-    """One audit, with every sample's scores; `changed` where it made interventions."""
-
-    scores: SampleScores = field(compare=False, kw_only=True)
-    changed: ChangedPictures | None = field(default=None, compare=False, kw_only=True)
-
-    def summary(self) -> AuditSummary:
-        """The same without the scores."""
-        return AuditSummary(**{f.name: getattr(self, f.name) for f in fields(AuditSummary)})
-
-    def plot(self, sheet: SampleSheet | None = None, samples: int = 4) -> Figure:
-        """Verdicts, the enrichment of each region and the worst heatmaps as one figure: see `notebook.audit_figure`.
-
-        Args:
-            sheet: the images, such as `Auditor.sheet` or `Run.sheet()`; without, the heatmaps are shown alone.
-            samples: how many heatmaps to draw, at most 12.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-            ValueError: `samples` is out of range, or the sheet is of other images.
-
-        Example:
-            >>> result.plot(auditor.sheet).savefig("audit.png")  # doctest: +SKIP
-        """
-        from bias_audit.notebook import audit_figure
-
-        return audit_figure(self, sheet, samples)
 
 
 @dataclass(frozen=True)
@@ -315,7 +120,7 @@ class Run:
                 f"{self.path}: the scores of the audit at step {self.audits[index].step} were dropped: this run keeps "
                 "those of its newest audits, of the best checkpoint and of the reference; ask for one of these"
             )
-        return _read_scores(self.path, self._arrays[index])
+        return read_scores(*_read_arrays(self.path, self._arrays[index]))
 
     def sheet(self) -> SampleSheet:
         """The audited images.
@@ -323,15 +128,15 @@ class Run:
         Raises:
             RecordError: `samples.npz` is missing or cannot be read.
         """
-        return _read_sheet(self.path / SAMPLES)
+        return read_sheet(self.path / SAMPLES)
 
-    def annotations(self) -> Annotations:
+    def sample_table(self) -> SampleTable:
         """The audited images' ids, labels and attributes: much faster than the whole sheet where they are many.
 
         Raises:
             RecordError: `samples.npz` is missing or cannot be read.
         """
-        return _read_annotations(self.path / SAMPLES)
+        return read_table(self.path / SAMPLES)
 
     def verify(self, index: int) -> None:
         """Raise unless the arrays of audit `index` are those that were recorded, or were dropped on purpose.
@@ -352,12 +157,7 @@ class Run:
         Raises:
             RecordError: `changed.npz` cannot be read.
         """
-        return _read_changed(self.path / CHANGED)
-
-
-def now() -> str:
-    """The present moment as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        return read_changed(self.path / CHANGED)
 
 
 def find_run(path: str | Path) -> Path:
@@ -492,7 +292,7 @@ class RunDirectory:
                     directory._audits += 1
             changed = run.changed()
             if changed is not None and changed.step <= step and manifest.thumbnails:
-                write_whole(path / CHANGED, _changed_bytes(changed))
+                write_whole(path / CHANGED, changed_bytes(changed))
             return directory
         whole = _whole_lines((source / AUDITS).read_bytes())
         if run.ended:
@@ -521,9 +321,9 @@ class RunDirectory:
         Raises:
             OSError: the directory cannot be written.
         """
-        content = _scores_bytes(result.scores)
+        content = scores_bytes(result.scores)
         if result.changed is not None:
-            write_whole(self.path / CHANGED, _changed_bytes(result.changed))
+            write_whole(self.path / CHANGED, changed_bytes(result.changed))
         name = f"audits/{self._count:06d}.npz"
         write_whole(self.path / name, content)
         samples = len(result.scores.ids)
@@ -811,170 +611,6 @@ def _read_arrays(root: Path, line: _Line) -> tuple[Path, bytes]:
     if _sha256(content) != line.arrays_sha256:
         raise RecordError(f"{path}: its checksum does not match its record: it was changed or damaged")
     return path, content
-
-
-def _read_scores(root: Path, line: _Line) -> SampleScores:
-    path, content = _read_arrays(root, line)
-    arrays = load_npz(path, content, tuple(f.name for f in fields(SampleScores)))
-    for name in ("metrics", "methods", "regions", "ids", "effect_metrics"):
-        arrays[name] = tuple(str(x) for x in arrays[name])
-    return SampleScores(**arrays)
-
-
-def _scores_bytes(scores: SampleScores) -> bytes:
-    return npz_bytes(vars(scores))
-
-
-def sheet_bytes(sheet: SampleSheet) -> bytes:
-    """The content of `samples.npz`."""
-    import numpy as np
-
-    return npz_bytes(
-        {
-            "ids": sheet.ids,
-            "labels": sheet.labels,
-            "attributes": sheet.attributes,
-            **_packed("thumbnails", "thumbnail_lengths", sheet.thumbnails),
-            "masks": np.packbits(sheet.masks, axis=-1),
-            "masks_shape": np.array(sheet.masks.shape, dtype=np.int64),
-        }
-    )
-
-
-def _read_sheet(path: Path) -> SampleSheet:
-    import numpy as np
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
-    names = ("ids", "labels", "attributes", "thumbnails", "thumbnail_lengths", "masks", "masks_shape")
-    arrays = load_npz(path, content, names)
-    thumbnails = _unpacked(path, arrays["thumbnails"], arrays["thumbnail_lengths"])
-    width = int(arrays["masks_shape"][-1])
-    if arrays["masks"].shape[-1] != -(-width // 8):
-        raise RecordError(f"{path}: its masks are not as wide as it says: {_NOT_READ}")
-    # No copy: of many samples the masks are the largest there is.
-    masks = np.unpackbits(arrays["masks"], axis=-1, count=width).view(np.bool_)
-    return SampleSheet(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"], thumbnails, masks)
-
-
-def _read_annotations(path: Path) -> Annotations:
-    try:
-        # From the file: the pictures are passed over.
-        arrays = load_npz(path, path.open("rb"), ("ids", "labels", "attributes"))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}): the run directory is incomplete") from error
-    return Annotations(tuple(str(i) for i in arrays["ids"]), arrays["labels"], arrays["attributes"])
-
-
-def _changed_bytes(changed: ChangedPictures) -> bytes:
-    content = {name: value for name, value in vars(changed).items() if name != "pictures"}
-    return npz_bytes(content | _packed("pictures", "lengths", changed.pictures))
-
-
-def _read_changed(path: Path) -> ChangedPictures | None:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    arrays = load_npz(path, content, (*(f.name for f in fields(ChangedPictures)), "lengths"))
-    pictures = _unpacked(path, arrays.pop("pictures"), arrays.pop("lengths"))
-    for name in ("ids", "kinds", "regions", "attributes", "values"):
-        arrays[name] = tuple(str(x) for x in arrays[name])
-    return ChangedPictures(**arrays | {"step": int(arrays["step"]), "pictures": pictures})
-
-
-def _packed(name: str, lengths: str, parts: Sequence[bytes]) -> dict[str, Any]:
-    """Byte strings as two arrays: all of them one after the other, and how long each is."""
-    import numpy as np
-
-    data = np.frombuffer(b"".join(parts), dtype=np.uint8)
-    return {name: data, lengths: np.array([len(part) for part in parts], dtype=np.int64)}
-
-
-def _unpacked(path: Path, data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
-    content, ends = data.tobytes(), lengths.cumsum()
-    # Lengths that go back and forth would make many copies of the same bytes.
-    if len(lengths) and (lengths.min() < 0 or lengths.sum() != len(content)):
-        raise RecordError(f"{path}: its pictures are not as long as it says: {_NOT_READ}")
-    return tuple(content[end - n : end] for end, n in zip(ends, lengths, strict=True))
-
-
-def npz_bytes(arrays: dict[str, Any]) -> bytes:
-    """A compressed .npz whose bytes depend on the arrays alone, not on the time of writing.
-
-    Raises:
-        RecordError: `load_npz` would not read it.
-    """
-    import numpy as np
-
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    size = sum(array.nbytes for array in arrays.values())
-    if size > MOST_UNPACKED - (1 << 20):
-        raise RecordError(f"a record of {size} bytes is too large, {MOST_UNPACKED} are read: audit fewer samples")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
-
-
-def load_npz(path: Path, content: bytes | BinaryIO, names: tuple[str, ...]) -> dict[str, Any]:
-    """The arrays with these names in a .npz; `path` is where it is said to be.
-
-    Raises:
-        RecordError: it is damaged, lacks one of them, or unpacks to more than any record; this is known before it is
-            unpacked.
-    """
-    try:
-        with (
-            io.BytesIO(content) if isinstance(content, bytes) else content as file,
-            zipfile.ZipFile(file) as archive,
-        ):
-            _check_sizes(path, archive)
-            return {name: _array(path, _member(archive, f"{name}.npy")) for name in names}
-    except RecordError:
-        raise
-    except Exception as error:
-        # A damaged archive raises whatever its parts do: zlib.error, EOFError, NotImplementedError, struct.error ...
-        raise RecordError(f"{path}: is not a whole .npz file ({error}): record the run again") from error
-
-
-def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise if an archive could unpack to more than `MOST_UNPACKED`: what it says of itself is all that is unpacked."""
-    size = sum(member.file_size for member in archive.infolist())
-    if size > MOST_UNPACKED:
-        raise RecordError(f"{path}: unpacks to {size} bytes, expected at most {MOST_UNPACKED}: {_NOT_READ}")
-    # Of others zipfile may unpack a whole piece of the file before it looks how much that was.
-    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
-        raise RecordError(f"{path}: is compressed in a way that no record is: {_NOT_READ}")
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    with archive.open(name) as member:
-        # Without a number it would unpack all that is there before it looks how much was to be.
-        return member.read(archive.getinfo(name).file_size)
-
-
-def _array(path: Path, content: bytes) -> npt.NDArray[Any]:
-    """The array in a .npy; one of nothing may still say that it has any number of rows."""
-    import numpy as np
-
-    member = io.BytesIO(content)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, kind = header[np.lib.format.read_magic(member)](member)
-    cells = math.prod(max(1, length) for length in shape)
-    stored = len(content) - member.tell()
-    sound = math.prod(shape) * kind.itemsize == stored and cells <= max(stored, MOST_EMPTY)
-    if not sound and not kind.hasobject:  # Objects are refused below.
-        raise RecordError(f"{path}: an array of {shape} is said to be in {stored} bytes: {_NOT_READ}")
-    array: npt.NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    return array
 
 
 def _set_aside(path: Path) -> None:

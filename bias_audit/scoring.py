@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bias_audit.attribution.cam import FORMULAS
 from bias_audit.attribution.capture import Capture
+from bias_audit.attribution.methods import find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassMargin
-from bias_audit.localization import PixelRegions, ProjectedRegions, energy_share, enrichment, score_maps
+from bias_audit.localization import PixelRegions, ProjectedRegions, Scored, energy_share, enrichment, score_maps
 from bias_audit.plan import AuditPlan
 
 METRICS = ("energy_share", "enrichment", "pointing_game", "iou", "relevance_rank_accuracy")
@@ -52,12 +52,21 @@ def score_batch(
 
 def maps_of(taken: Capture, plan: AuditPlan) -> Tensor:
     """The maps by each method, `(M, B, h, w)`."""
-    return torch.stack([FORMULAS[method](taken.activations, taken.gradients, plan.sign) for method in plan.methods])
+    formulas = (find_method(method).formula for method in plan.methods)
+    return torch.stack([f(taken.activations, taken.gradients, plan.sign) for f in formulas if f is not None])
 
 
 def _localized(maps: Tensor, projected: ProjectedRegions, regions: PixelRegions, plan: AuditPlan) -> Tensor:
     share = energy_share(maps, projected)
-    scored = (share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold))
+    scored = [share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold)]
+    for name, metric in zip(plan.metric_names, plan.metrics, strict=True):
+        own = Scored(*metric(maps, projected))
+        if own.value.shape != share.value.shape or own.valid.shape != share.value.shape:
+            raise ValueError(
+                f"{name}: expected value and valid of shape {tuple(share.value.shape)} (methods, images, regions), got "
+                f"{tuple(own.value.shape)} and {tuple(own.valid.shape)}"
+            )
+        scored.append(own)
     return torch.stack([torch.where(s.valid, s.value, torch.nan) for s in scored])
 
 

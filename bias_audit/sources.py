@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bias_audit.records import COPIES, MANIFEST, MissingEvidenceError, RecordError, find_run
+from bias_audit.records import COPIES, MANIFEST, find_run
+from bias_audit.results import MissingEvidenceError, RecordError
 
 # What W&B takes as the name of a user or team, a project, a run, or an artifact and its version.
 _WANDB = re.compile(r"[\w.-]+/[^/:\\#?%\x00-\x1f]+/[^/:\\#?%\x00-\x1f]+(:[^/:\\#?%\x00-\x1f]+)?", re.ASCII)

@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bias_audit.gate import GateResult
-from bias_audit.headlines import headlines
+from bias_audit.headlines import caveats, headlines
 from bias_audit.history import Onset, onsets
 from bias_audit.outputs.rows import Row, State, advice, blocking, interval, outcome_words, rows, tally
-from bias_audit.records import AuditSummary, Run
+from bias_audit.records import Run
+from bias_audit.results import AuditSummary
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Judgement
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from bias_audit.compare import Comparison, Difference
     from bias_audit.evidence.clusters import Cluster
     from bias_audit.policy_check import PolicyReport
+    from bias_audit.regions.check import RegionReport
+    from bias_audit.regions.choose import Choices
+    from bias_audit.regions.propose import Found
     from bias_audit.report.clusters import RunClusters
 
 _STYLES = {Outcome.HELD: "green", Outcome.VIOLATED: "bold red", Outcome.INCONCLUSIVE: "yellow"}
@@ -48,10 +52,13 @@ _ROW_STYLES: dict[State, str] = {
     "inconclusive": "yellow",
     "held": "green",
 }
+_REGION_STYLES = {"violated": "bold red", "warning": "yellow", "inconclusive": "yellow", "held": "green"}
 _BARS = "▁▂▃▄▅▆▇█"
 # A picture is so many cells wide; half a cell high it is a square of pixels.
 PICTURE = 24
 MOST_BARS, MOST_ROWS, MOST_CHECKS = 40, 40, 100
+# So many images that a check of regions names are printed; its page has all.
+MOST_FLAGS = 10
 # From so many columns on each thing that is said of a check has its own.
 WIDE = 110
 # A name may be of any length; the JSON has the whole.
@@ -121,6 +128,38 @@ def print_clusters(console: Console, found: RunClusters, telling: Sequence[Clust
             console.print(text(f"Class {one.class_name}: {alone}."))
 
 
+def print_choices(console: Console, found: Choices) -> None:
+    """A row for each cell: its images, those annotated, those chosen; and how many were chosen for their heatmaps."""
+    table = Table(title="What to annotate", title_justify="left", expand=True)
+    for name in ("label", *found.attributes):
+        table.add_column(text(name), overflow="fold")
+    for name in ("images", "annotated", "chosen", "after that"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in found.cells:
+        after = cell.annotated + cell.chosen
+        counts = (str(cell.images), str(cell.annotated), str(cell.chosen), str(after))
+        table.add_row(*map(text, (cell.label, *cell.values, *counts)), style="yellow" if after == cell.images else "")
+    console.print(table)
+    led = sum(choice.why != "balance" for choice in found.picked)
+    console.print(text(f"{len(found.picked)} images to annotate, {led} of them for where their heatmaps lie."))
+    if any(cell.annotated + cell.chosen == cell.images for cell in found.cells):
+        console.print(text("A cell in yellow has no image left.", "yellow"))
+
+
+def print_proposals(console: Console, found: Sequence[Found]) -> None:
+    """A row for each region: in how many images it was found, and how often."""
+    table = Table(title="Proposed", title_justify="left", expand=True)
+    table.add_column("region", overflow="fold")
+    for name in ("images", "annotations", "only boxes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        counts = (str(one.images), str(one.annotations), str(one.boxes))
+        table.add_row(*map(text, (one.region, *counts)), style="" if one.images else "yellow")
+    console.print(table)
+    if any(one.boxes for one in found):
+        console.print(text("A box holds some of what lies around: its area is more than the thing's.", "yellow"))
+
+
 def print_run(console: Console, run: Run, index: int, pictures: int) -> None:
     """One audit of a run: verdicts, how its leading numbers came about, when they set in, and the worst samples.
 
@@ -146,6 +185,8 @@ def print_run(console: Console, run: Run, index: int, pictures: int) -> None:
         if not e.measured:
             console.print(text(str(e).replace("_", " "), "yellow"))
     console.print(_audit_line(audit))
+    for caveat in caveats(run.manifest.annotated):
+        console.print(text(caveat, "yellow"))
     _print_onsets(console, onsets(past))
     for doubt in _doubts(run, index):
         console.print(text(doubt, "yellow"))
@@ -261,6 +302,26 @@ def print_policy(console: Console, report: PolicyReport, missing: str = "") -> N
         told = [f"{outcomes.count(outcome)} {outcome}" for outcome in Outcome if outcome in outcomes]
         told += [f"{outcomes.count(None)} without anything to ask of"] if None in outcomes else []
         console.print(text(f"bias-audit policy check: of {count} rules {', '.join(told)}"))
+
+
+def print_region_check(console: Console, report: RegionReport) -> None:
+    """Each check of regions and what it found, what must be mended first; then the images that it names."""
+    found = report.survey.of
+    console.print(text(f"{found.name}: {len(found.items)} images, {len(found.regions)} regions", "bold"))
+    table = _table("Regions", outcome=_WORD, check=_WORD, found={"ratio": 1})
+    for result in report.worst_first:
+        state = result.found.state
+        said = text(shortened(result.found.said, 6 * _MOST_LETTERS))
+        table.add_row(text(state, _REGION_STYLES.get(state, "")), text(result.check.code), said)
+    console.print(table)
+    for result in report.worst_first:
+        flags = result.found.flags
+        for flag in flags[:MOST_FLAGS]:
+            console.print(text(f"{result.check.code}: {found.items[flag.index].file}: {flag.said}"), soft_wrap=True)
+        if len(flags) > MOST_FLAGS:
+            console.print(text(f"{result.check.code}: and {len(flags) - MOST_FLAGS} more"))
+    outcome = f"bias-audit regions check: {report.state}: {shortened(report.headline, 6 * _MOST_LETTERS)}"
+    console.print(text(outcome, _REGION_STYLES[report.state]))
 
 
 def _findings_table(judgement: Judgement) -> Table:

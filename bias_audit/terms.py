@@ -105,6 +105,15 @@ COMPARING_METRICS = (
 EXPLAINER_METRICS: tuple[ExplainerMetric, ...] = get_args(ExplainerMetric)
 
 
+# Metrics of the user's own begin with this.
+OWN = "own."
+
+
+def is_of_maps(metric: str) -> bool:
+    """Whether a metric may be of the maps of an explanation method, and so says nothing where that is unfit."""
+    return metric in REGION_METRICS or metric.startswith(OWN)
+
+
 # All others are shares, or differences or correlations of them: between -1 and 1.
 UNBOUNDED_METRICS = (
     "enrichment",

@@ -18,12 +18,13 @@ from bias_audit.policy import EACH, Op, Policy, Rule
 from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,
-    REGION_METRICS,
+    OWN,
     ROLES,
     Estimate,
     Outcome,
     Subjects,
     Verdict,
+    is_of_maps,
 )
 
 
@@ -166,13 +167,15 @@ class _Wanted:
         self.rule, self.regions = rule, set(_regions(rule, subjects))
         self.classes = subjects.classes if rule.class_name == EACH else (rule.class_name,)
         self.groups: set[str | None] = {rule.group}
-        each_value = rule.metric not in COMPARING_METRICS
+        # Whether a metric of the user's own compares the values is for the user to know.
+        each_value = rule.metric not in COMPARING_METRICS and not rule.metric.startswith(OWN)
         if rule.group is not None and "=" not in rule.group and each_value:
             self.groups = {f"{rule.group}={value}" for value in subjects.values_of(rule.group)}
 
     def missing(self, found: Sequence[Estimate], methods: Sequence[str]) -> list[_Names]:
         """Region, class, group and method of what the rule is about and nothing was recorded for."""
-        by_method = self.rule.metric in REGION_METRICS and self.rule.method is None and methods
+        of_maps = is_of_maps(self.rule.metric) and any(e.method for e in found)
+        by_method = of_maps and self.rule.method is None and methods
         there = {(e.region, e.class_name, e.group, e.method if by_method else None) for e in found}
         return [
             names
@@ -209,7 +212,7 @@ def _witnesses(
 
     What an unfit method says is left out where another method speaks of the same, unless the rule asks for it.
     """
-    doubtful = {x.method: x for x in known if not x.fit} if rule.metric in REGION_METRICS else {}
+    doubtful = {x.method: x for x in known if not x.fit} if is_of_maps(rule.metric) else {}
     unfit = {method for method, x in doubtful.items() if x.fit is False}
     heard = {(e.region, e.class_name, e.group) for e in found if e.method not in unfit}
     for e in found:

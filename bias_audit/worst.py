@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.pairing import SampleColumns
-from bias_audit.records import RecordError, Run
+from bias_audit.records import Run
+from bias_audit.results import RecordError
 from bias_audit.terms import GROUP_METRICS, Estimate
 
 
@@ -29,7 +30,7 @@ class WorstImages:
         self.run = run
         self._columns = cache(lambda index: SampleColumns.of_run(run, index))
         self._scores = cache(run.scores)
-        self._annotations = cache(run.annotations)
+        self._table = cache(run.sample_table)
         self._aligned = cache(self._align)
 
     def of(
@@ -54,7 +55,7 @@ class WorstImages:
         try:
             weights = self._weights(index, e, too_low, before)
             known, rows = self._aligned(index)
-            annotations, right = self._annotations(), self._columns(index).correct[known]
+            table, right = self._table(), self._columns(index).correct[known]
         except RecordError:
             # The outcome does not hang on it.
             return ()
@@ -70,7 +71,7 @@ class WorstImages:
             members = self._members(rows, e.class_name, attribute if value else None, value)
         (heavy,) = (members & np.isfinite(weights)).nonzero()
         heavy = heavy[np.argsort(-weights[heavy], kind="stable")[:count]]
-        return tuple(annotations.ids[i] for i in rows[heavy])
+        return tuple(table.ids[i] for i in rows[heavy])
 
     @property
     def _values(self) -> dict[str, tuple[str, ...]]:
@@ -79,22 +80,22 @@ class WorstImages:
     def _members(
         self, rows: npt.NDArray[np.int64], class_name: str | None, attribute: str | None, value: str
     ) -> npt.NDArray[np.bool_]:
-        """Which of the annotated `rows` are of a class and have an attribute's value; None is any."""
-        annotations, subjects = self._annotations(), self.run.manifest.subjects
+        """Which `rows` of the table are of a class and have an attribute's value; None is any."""
+        table, subjects = self._table(), self.run.manifest.subjects
         members = np.ones(len(rows), dtype=bool)
         if class_name in subjects.classes:
-            members &= annotations.labels[rows] == subjects.classes.index(class_name)
+            members &= table.labels[rows] == subjects.classes.index(class_name)
         if attribute in self._values:
-            members &= annotations.attributes[rows, list(self._values).index(attribute)] == value
+            members &= table.attributes[rows, list(self._values).index(attribute)] == value
         return members
 
     def _align(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The samples of an audit that are annotated, and the rows of their annotations."""
-        ids, annotated = self._columns(index).ids, self._annotations().ids
-        if ids == annotated:
+        """The samples of an audit that the table has, and their rows in it."""
+        ids, listed = self._columns(index).ids, self._table().ids
+        if ids == listed:
             every = np.arange(len(ids))
             return every, every
-        place = {name: i for i, name in enumerate(annotated)}
+        place = {name: i for i, name in enumerate(listed)}
         known = [i for i, name in enumerate(ids) if name in place]
         return np.array(known, dtype=np.int64), np.array([place[ids[i]] for i in known], dtype=np.int64)
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bias_audit.audit import Auditor, Progress
 from bias_audit.callbacks.lightning import ranks_of
 from bias_audit.callbacks.progress import UNDER_WAY
+from bias_audit.data.annotations import Misfit
 from bias_audit.data.declared import called, import_from_here, imported, read_declared
 from bias_audit.plan import AuditPlan
 from bias_audit.records import RunDirectory
@@ -120,7 +121,7 @@ def audit_checkpoint(options: RunOptions) -> Path:
         try:
             trainer.test(audit, DataLoader(TensorDataset(torch.zeros(1))), verbose=False)
         except ProcessException as error:
-            raise ValueError(_said_by_rank(error)) from error
+            raise _raised_by_rank(error) from error
         except SystemExit as error:
             # Lightning's way to be interrupted, with an exit code that means "violated" here.
             if isinstance(error.__context__, KeyboardInterrupt):
@@ -192,16 +193,19 @@ def _exited(error: SystemExit) -> str:
     return f"the model ended the process (sys.exit({error.code!r})), expected it to return its outputs"
 
 
-def _said_by_rank(error: ProcessException) -> str:
+def _raised_by_rank(error: ProcessException) -> ValueError:
     """What a spawned rank raised, without its traceback; or how it ended, where it had no time to say so."""
     if not isinstance(error, ProcessRaisedException):
-        return f"a rank is gone: {error}"
+        return ValueError(f"a rank is gone: {error}")
     # All of a traceback is indented but for its first line, and what was raised, which comes last.
     trace = str(error).rpartition("Traceback (most recent call last):\n")[2]
     raised = re.sub(r"\A(?:[ \t].*\n)*", "", trace).strip()
     name, _, text = raised.partition(": ")
     kind = name.rpartition(".")[2]
-    return text if kind in ("ValueError", "OSError", "RankError") else f"{kind}: {text}" if text else kind
+    if kind == "Misfit":
+        return Misfit(text.splitlines())
+    known = kind in ("ValueError", "OSError", "RankError")
+    return ValueError(text if known else f"{kind}: {text}" if text else kind)
 
 
 @contextmanager

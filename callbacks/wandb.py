@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bias_audit.arrays import sheet_bytes
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
 from bias_audit.history import onsets
@@ -44,17 +45,13 @@ from bias_audit.records import (
     MANIFEST,
     PREVIOUS,
     SAMPLES,
-    AuditResult,
-    AuditSummary,
-    SampleScores,
-    SampleSheet,
     manifest_bytes,
     read_run,
-    sheet_bytes,
     write_whole,
 )
 from bias_audit.redaction import described
 from bias_audit.report import REPORT, render
+from bias_audit.results import AuditResult, AuditSummary, SampleScores, SampleSheet
 from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from bias_audit.records import MissingEvidenceError, RecordError, read_run
+from bias_audit.records import read_run
+from bias_audit.results import MissingEvidenceError, RecordError
 
 if TYPE_CHECKING:
     from wandb import Artifact

@@ -18,7 +18,8 @@ from bias_audit.callbacks.wandb import LEVELS, MOST_CONFUSIONS, STEP, WHERE, Wan
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys, Series
 from bias_audit.overlays import shareable
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, RecordError, Run, read_run
+from bias_audit.records import Run, read_run
+from bias_audit.results import AuditResult, RecordError
 from bias_audit.terms import Estimate, Subjects
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A real Chromium, and pages of run directories opened in it."""
+"""A real Chromium, and pages of run directories opened in it; and trainings that have no page drawn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def without_page() -> Iterator[None]:
+    """Trainings have no page drawn: it takes two seconds of another process, most of the time of so short a one."""
+    from benchmarks.soak.unchanged import drawing
+
+    with drawing(page=False):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policy import Policy
-from bias_audit.records import AUDITS, AuditResult, ChangedPictures, Manifest, RunDirectory, SampleScores, SampleSheet
+from bias_audit.records import AUDITS, RunDirectory
+from bias_audit.results import AuditResult, ChangedPictures, Manifest, PackedMasks, SampleScores, SampleSheet
 from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
 from bias_audit.verdict import judge
 
@@ -100,7 +101,7 @@ def make_run(
     names = tuple(ids) if ids is not None else tuple(f"portrait-{i:03d}" for i in range(samples))
     sheet = _sheet(names, subjects, image_size, rng)
     if lacking is not None:
-        sheet.masks[: lacking[1], [name for name, _ in subjects.regions].index(lacking[0])] = False
+        sheet.masks.bits[: lacking[1], [name for name, _ in subjects.regions].index(lacking[0])] = 0
     manifest = Manifest(
         run_id=run_id,
         created="2025-01-02T03:04:05+00:00",
@@ -118,7 +119,7 @@ def make_run(
         policy=policy,
     ).model_copy(update=dict(differing or {}))
     directory = RunDirectory.create(path, manifest, sheet)
-    cover = _on_grid(sheet.masks, map_size)
+    cover = _on_grid(np.unpackbits(sheet.masks.bits, axis=-1, count=sheet.masks.width), map_size)
     final = {name: 1.6 if role == "object" else 0.7 for name, role in subjects.regions}
     final |= {"hair": hair_enrichment} if "hair" in final else {}
     final |= dict(enrichment or {}) | {REMAINDER: 0.8}
@@ -191,7 +192,9 @@ def _sheet(names: tuple[str, ...], subjects: Subjects, size: tuple[int, int], rn
             masks[i, r] = np.array(mask)
         thumbnails.append(_jpeg(picture.filter(ImageFilter.GaussianBlur(0.8))))
     attributes = np.stack(columns, 1) if columns else np.zeros((len(names), 0), dtype=np.str_)
-    return SampleSheet(names, labels.astype(np.int64), attributes.astype(np.str_), tuple(thumbnails), masks)
+    return SampleSheet(
+        names, labels.astype(np.int64), attributes.astype(np.str_), tuple(thumbnails), PackedMasks.of(masks)
+    )
 
 
 def _scores(
@@ -270,7 +273,7 @@ def _changed(
     for i in range(min(4, len(sheet.ids))):
         picture = Image.open(io.BytesIO(sheet.thumbnails[i])).convert("RGB")
         for region in removal:
-            mask = Image.fromarray(sheet.masks[i, names.index(region)]).convert("L").crop((0, 0, *picture.size))
+            mask = Image.fromarray(sheet.masks[i][names.index(region)]).convert("L").crop((0, 0, *picture.size))
             removed = Image.composite(Image.new("RGB", picture.size, (150, 160, 165)), picture, mask)
             fall = float(scores.effects[2, i, names.index(region)])
             rows.append((sheet.ids[i], "removal", region, "", "", 1 - scores.labels[i], fall, _jpeg(removed)))

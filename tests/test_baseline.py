@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from bias_audit import pairing
+from bias_audit.arrays import npz_bytes
 from bias_audit.baseline import Baseline, Regression, read_baseline, write_baseline
 from bias_audit.compare import compare_runs
 from bias_audit.evidence.performance import performance
@@ -29,7 +30,8 @@ from bias_audit.gate import run_gate
 from bias_audit.history import Change
 from bias_audit.pairing import SampleColumns
 from bias_audit.policy import Policy, Rule
-from bias_audit.records import AuditResult, RecordError, Run, RunDirectory, npz_bytes, read_run
+from bias_audit.records import Run, RunDirectory, read_run
+from bias_audit.results import AuditResult, RecordError
 from bias_audit.stats import wilson
 from bias_audit.terms import Estimate, Outcome
 

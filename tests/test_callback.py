@@ -18,13 +18,15 @@ from training import Net, audit_set, fit, loader, trainer
 from benchmarks.soak.unchanged import drawing
 from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
-from bias_audit.records import AuditResult
+from bias_audit.results import AuditResult
 from bias_audit.terms import Outcome
 
 try:
     from pytorch_lightning.callbacks import WeightAveraging
 except ImportError:
     WeightAveraging = None
+# The tests that need a page say so.
+pytestmark = pytest.mark.usefixtures("without_page")
 needs_averaging = pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging yet")
 
 # On scenes with the face always in view some energy falls on it: this rule is violated whatever the model is.
@@ -236,7 +238,8 @@ def test_the_run_directory_is_whole_after_every_audit(tmp_path: Path) -> None:
                 time.sleep(0.01)
             seen.append((len(run.audits), run.ended, page.read_text().count("<html")))
 
-    fit(trainer(tmp_path, callback(tmp_path, sinks=[Watching()], on_error="raise")))
+    with drawing(page=True):
+        fit(trainer(tmp_path, callback(tmp_path, sinks=[Watching()], on_error="raise")))
     assert seen == [(1, False, 1), (2, False, 1), (3, False, 1)]
     assert read_run(tmp_path / "run").ended
 
@@ -473,11 +476,10 @@ def test_a_failed_audit_is_known_where_training_goes_on_from_after_it(tmp_path: 
     Breaking.audits = 0
     saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1, filename="{step}")
     run = trainer(tmp_path, callback(tmp_path, every_n_steps=2), saver, max_epochs=1, enable_checkpointing=True)
-    with drawing(page=False), pytest.warns(RuntimeWarning, match="audit at step 2 failed"):
+    with pytest.warns(RuntimeWarning, match="audit at step 2 failed"):
         fit(run, Breaking(), validate=False)
     run = trainer(tmp_path, callback(tmp_path, every_n_steps=2), max_epochs=1)
-    with drawing(page=False):
-        fit(run, Breaking(), validate=False, ckpt_path=tmp_path / "saved" / "step=3.ckpt")
+    fit(run, Breaking(), validate=False, ckpt_path=tmp_path / "saved" / "step=3.ckpt")
     assert read_run(tmp_path / "run").failed_steps == (2,)
 
 

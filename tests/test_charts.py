@@ -30,13 +30,14 @@ from bias_audit.data.metadata import Metadata
 from bias_audit.evidence.association import association
 from bias_audit.evidence.clusters import FEWEST
 from bias_audit.history import onsets
-from bias_audit.records import AuditResult, AuditSummary, Run, RunDirectory, SampleScores, read_run
+from bias_audit.records import Run, RunDirectory, read_run
 from bias_audit.report import clusters, groups, render, write_report
 from bias_audit.report.association import association_tables
 from bias_audit.report.charts import MOST_PANELS, Question, draw
 from bias_audit.report.facts import facts, glance
 from bias_audit.report.groups import FEWEST_IMAGES, grouped
 from bias_audit.report.marks import HEIGHT, MOST_CELLS, MOST_COLUMNS, WIDTH, Chart, method_name
+from bias_audit.results import AuditResult, AuditSummary, SampleScores
 from bias_audit.terms import Estimate, Verdict
 from bias_audit.verdict import judge
 

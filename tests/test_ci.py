@@ -23,7 +23,8 @@ from synthetic import make_run
 
 from bias_audit.baseline import Baseline, write_baseline
 from bias_audit.cli import main
-from bias_audit.records import AuditResult, RunDirectory, read_run
+from bias_audit.records import RunDirectory, read_run
+from bias_audit.results import AuditResult
 
 BIN = Path(sys.executable).parent
 GATE = ROOT / "docs" / "gate.md"

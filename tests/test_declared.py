@@ -167,8 +167,8 @@ def test_yaml_that_python_would_run_is_text(planted: Path) -> None:
 
 
 WRONG = [
-    ("reader: coca\n", r"line 1: reader: expected coco, folder or package.module:function, got 'coca'"),
-    ("images: images\n", r"reader: expected coco, folder or package.module:function, got None"),
+    ("reader: coca\n", r"line 1: reader: expected coco, voc, .*boxes, folder or package.module:function, got 'coca'"),
+    ("images: images\n", r"reader: expected coco, voc, .*boxes, folder or package.module:function, got None"),
     ("", r"expected a mapping with the key `reader`, got nothing"),
     ("- reader: coco\n", r"expected a mapping with the key `reader`, got list"),
     ("reader: folder\nreader: coco\n", r"line 2: reader: stands twice"),
@@ -234,6 +234,7 @@ WRONG = [
     (f"{DATA}classes: [leaf, leaf, petal]\n", r"line 7: classes: 'leaf' stands twice: remove one"),
     (f"{DATA}attributes: [colour, colour]\n", r"line 7: attributes: 'colour' stands twice: remove one"),
     (f"{DATA}attributes:\n  - colour\n  - size\n", r"line 9: attributes.1: .*line 1: no column 'size'"),
+    (DATA.replace("masks: masks\n", ""), r"line 4: object.0: masks: is not given, which region 'middle' needs"),
     ("reader: own_readers:scenes\nimages: x\n", r"line 2: images: unknown key; known are: reader"),
     ("reader: own_readers:number\n", r"line 1: reader: .*returned int, expected an AuditDataset"),
     ("reader: own_readers:fails\n", r"line 1: reader: 'own_readers:fails' raised KeyError"),
@@ -254,6 +255,12 @@ def test_mistakes_name_the_file_the_line_and_the_key(planted: Path, text: str, m
     assert str(caught.value).startswith(str(path))
 
 
+def test_images_without_any_region_need_no_masks(planted: Path) -> None:
+    found = read_declared(declare(planted, "reader: folder\nimages: images\nlabels: labels.csv\n"))
+    assert len(found) == 8 and found.subjects.regions == ()
+    assert found.batch([0]).masks.shape[:2] == (1, 0)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     for path, content in ((tmp_path / "no.yaml", None), (tmp_path, None), (tmp_path / "b.yaml", b"reader: \xff")):
         if content is not None:
@@ -269,7 +276,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_the_example_in_the_docstring_is_one() -> None:
     text = re.search(r"\n\n(    reader:.*?)\n\nLeaves", module.__doc__ or "", re.DOTALL)[1]  # type: ignore[index]
     content = yaml.safe_load(re.sub(r"^    ", "", text, flags=re.MULTILINE))
-    assert module._Coco.model_validate(content).transform[1].center_crop == [224]
+    assert module._Annotated.model_validate(content).transform[1].center_crop == [224]
 
 
 def test_imported_names() -> None:

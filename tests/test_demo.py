@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from action import run_action
+from typer.testing import CliRunner
 
-from bias_audit import read_run
-from bias_audit.terms import Verdict
+from bias_audit import demo, read_run, run_gate
+from bias_audit.cli import app
+from bias_audit.terms import Outcome, Verdict
 
 COMMAND = str(Path(sys.executable).with_name("bias-audit"))
 
@@ -18,6 +22,33 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("without_page")
+def test_two_short_trainings_are_audited_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the command does, on few scenes; what it shows takes minutes, and is among the slow tests."""
+    for name, number in (("PER_CLASS", 40), ("EPOCHS", 1), ("AUDITED_PER_CELL", 4)):
+        monkeypatch.setattr(demo, name, number)
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--seed", "1"], catch_exceptions=False)
+    assert done.exit_code == 0
+    runs = {name: read_run(tmp_path / name) for name in ("biased", "balanced")}
+    assert len({run.manifest.fingerprint for run in runs.values()}) == 1
+    assert [[a.trigger for a in run.audits] for run in runs.values()] == [["reference", "epoch"]] * 2
+    # Each was trained on what is said: 31 and 9 men and women among 40 doctors, 3 and 37 among the nurses. Cramér's V
+    # of 2 x 2 cells, corrected by 1 / (n - 1).
+    squared = (31 * 37 - 9 * 3) ** 2 / (40 * 40 * 34 * 46)
+    told = [run.audits[-1].estimate("cramers_v", group="gender").value for run in runs.values()]
+    assert told == [pytest.approx(math.sqrt((squared - 1 / 79) / (1 - 1 / 79))), 0]
+    # The closing table is of the last audits, and of what the gate says of them: 16 images are too few.
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    for title, metric in (("energy share on face", "energy_share"), ("enrichment on face", "enrichment")):
+        (row,) = (line for line in rows if title in line)
+        for run in runs.values():
+            e = run.audits[-1].estimate(metric, region="face", method="gradcam")
+            assert f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" in row
+    assert [run_gate(run).outcome for run in runs.values()] == [Outcome.INCONCLUSIVE] * 2
+    assert rows[-1].count("inconclusive (exit code 3)") == 2
+
+
+@pytest.mark.slow
 def test_the_biased_training_is_refused_and_the_balanced_one_passes(tmp_path: Path) -> None:
     done = run("demo", "--out", tmp_path, "--seed", 1)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -47,7 +47,7 @@ from bias_audit.evidence.fitness import (
 )
 from bias_audit.findings import explainers
 from bias_audit.policy import Policy
-from bias_audit.records import AuditSummary
+from bias_audit.results import AuditSummary
 from bias_audit.terms import EXPLAINER_METRICS, Outcome, Verdict
 
 NAN = float("nan")
@@ -719,6 +719,7 @@ def test_the_forward_context_is_entered_for_what_is_tested() -> None:
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_training_tests_the_methods_now_and_then_and_at_its_end(tmp_path: Path) -> None:
     plan = AuditPlan(fitness_samples=3, fitness_every=3)
     callback = BiasAuditCallback(scenes(), dirpath=tmp_path / "run", plan=plan)

@@ -90,7 +90,7 @@ def test_the_best_checkpoint_and_the_one_that_is_named(growing: Run, tmp_path: P
 
 
 def _whole(run: Run, index: int) -> Any:
-    from bias_audit.records import AuditResult
+    from bias_audit.results import AuditResult
 
     return AuditResult(**vars(run.audits[index]), scores=run.scores(index))
 

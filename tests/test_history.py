@@ -17,7 +17,8 @@ from synthetic import make_run
 from bias_audit.findings import Finding
 from bias_audit.history import Change, Onset, onsets
 from bias_audit.policy import Policy, Tolerance
-from bias_audit.records import AuditSummary, read_run
+from bias_audit.records import read_run
+from bias_audit.results import AuditSummary
 from bias_audit.stats import newcombe, wilson
 from bias_audit.terms import Estimate, Verdict
 from bias_audit.verdict import Judgement

@@ -16,7 +16,8 @@ import pytest
 from synthetic import make_run
 
 from bias_audit.callbacks import ReportSink, Session
-from bias_audit.records import AuditResult, Run, read_run
+from bias_audit.records import Run, read_run
+from bias_audit.results import AuditResult
 
 
 @pytest.fixture

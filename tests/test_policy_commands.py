@@ -24,7 +24,8 @@ from bias_audit.policy_check import check_policy, in_words
 from bias_audit.policy_file import read_policy
 from bias_audit.policy_init import draft_policy
 from bias_audit.policy_schema import policy_schema
-from bias_audit.records import RecordError, Run, read_run
+from bias_audit.records import Run, read_run
+from bias_audit.results import RecordError
 from bias_audit.terms import Outcome
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from benchmarks.soak import ranks as soak
 from benchmarks.soak.ranks import PATIENCE_S, Team, Trained, Training, audited_again, recorded, train
-from bias_audit.callbacks.running import _said_by_rank
+from bias_audit.callbacks.running import _raised_by_rank
 from bias_audit.gate import Outcome, run_gate
 from bias_audit.records import read_run
 
@@ -85,7 +85,7 @@ def test_what_a_spawned_rank_said_last(teams: Teams, how: str, said: str) -> Non
     teams(3)
     with pytest.raises(ProcessException) as caught:
         start_processes(ends, args=(how,), nprocs=1, start_method="forkserver")
-    assert _said_by_rank(caught.value) == said
+    assert str(_raised_by_rank(caught.value)) == said
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,8 @@ from hypothesis import strategies as st
 from synthetic import POLICY, make_run
 
 from bias_audit.policy import Policy
-from bias_audit.records import (
-    AUDITS,
-    MANIFEST,
-    PREVIOUS,
-    SAMPLES,
-    AuditResult,
-    Manifest,
-    RecordError,
-    Run,
-    RunDirectory,
-    SampleScores,
-    SampleSheet,
-    find_run,
-    read_run,
-    write_whole,
-)
+from bias_audit.records import AUDITS, MANIFEST, PREVIOUS, SAMPLES, Run, RunDirectory, find_run, read_run, write_whole
+from bias_audit.results import AuditResult, Manifest, PackedMasks, RecordError, SampleScores, SampleSheet
 from bias_audit.terms import Estimate, Subjects
 from bias_audit.verdict import Judgement, judge
 
@@ -72,7 +58,9 @@ def sheet() -> SampleSheet:
     masks = np.zeros((3, 1, 5, 7), bool)
     masks[1, 0, 2:4, 3:] = True
     attributes = np.array([["female"], ["male"], [""]])
-    return SampleSheet(("a", "ü", "c"), np.array([0, 1, 0]), attributes, (b"\xff\xd8one", b"", b"three"), masks)
+    return SampleSheet(
+        ("a", "ü", "c"), np.array([0, 1, 0]), attributes, (b"\xff\xd8one", b"", b"three"), PackedMasks.of(masks)
+    )
 
 
 def scores(seed: int = 0) -> SampleScores:
@@ -130,11 +118,22 @@ def assert_same(one: Any, other: Any) -> None:
         a, b = getattr(one, field.name), getattr(other, field.name)
         if isinstance(a, np.ndarray):
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
+        elif isinstance(a, PackedMasks):
+            assert_same(a, b)
         else:
             assert a == b, field.name
 
 
 # Writing and reading back
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 17])
+def test_masks_are_packed_and_come_back_one_image_at_a_time(width: int) -> None:
+    masks = np.random.default_rng(0).random((3, 2, 5, width)) < 0.5
+    packed = PackedMasks.of(masks)
+    assert packed.shape == masks.shape and len(packed) == 3 and packed.bits.nbytes == 3 * 2 * 5 * math.ceil(width / 8)
+    for one, again, original in zip(packed, map(packed.__getitem__, range(3)), masks, strict=True):
+        assert one.dtype == np.bool_ and np.array_equal(one, original) and np.array_equal(again, original)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.cli import app
 from bias_audit.compare import compare_runs
 from bias_audit.gate import judge_source
-from bias_audit.records import AUDITS, MissingEvidenceError, Run, RunDirectory, RunReader, read_run
+from bias_audit.records import AUDITS, Run, RunDirectory, RunReader, read_run
 from bias_audit.report import render, write_report
 from bias_audit.report.compare import render_comparison
+from bias_audit.results import MissingEvidenceError
 from bias_audit.terms import Estimate
 
 EVERY = {"min_samples": 1, "rules": [{"metric": "accuracy", "at": "every", "min": 0.0, "on": "point"}]}
@@ -198,6 +199,7 @@ def test_where_the_last_audit_has_lost_its_scores(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["show", str(run.path)]).exit_code == 0
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_training_keeps_what_it_is_told_to(tmp_path: Path) -> None:
     plan = AuditPlan(methods=("gradcam",), intervention_samples=0, fitness_samples=0)
     audit = BiasAuditCallback(audit_set(), plan=plan, dirpath=tmp_path / "run", every_n_steps=1, keep=2)

@@ -23,6 +23,7 @@ from bias_audit.data.samples import AuditBatch
 from bias_audit.plan import AuditPlan
 from tests.training import Net, audit_set, loader, trainer
 
+pytestmark = pytest.mark.usefixtures("without_page")
 CLASSES = torch.tensor([0, 1, 1, 0])
 TARGET = ClassLogit(CLASSES)
 

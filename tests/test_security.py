@@ -42,29 +42,22 @@ from typer.testing import CliRunner
 from wandb_server import Double, Logged, serving
 
 from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model, read_run
+from bias_audit.arrays import load_npz, npz_bytes, sheet_bytes
 from bias_audit.callbacks import BiasAuditCallback, ReportSink, Session
 from bias_audit.callbacks.aside import Aside
 from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.cli import app, main
 from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
-from bias_audit.data.readers import MOST_PIXELS
+from bias_audit.data.outlines import MOST_PIXELS
 from bias_audit.overlays import opened, outlined
 from bias_audit.policy_file import read_policy
-from bias_audit.records import (
-    CHANGED,
-    SAMPLES,
-    RecordError,
-    Run,
-    RunDirectory,
-    load_npz,
-    npz_bytes,
-    sheet_bytes,
-)
+from bias_audit.records import CHANGED, SAMPLES, Run, RunDirectory
 from bias_audit.redaction import without_secrets
 from bias_audit.report import REPORT, write_report
 from bias_audit.report.compare import write_comparison
 from bias_audit.report.samples import viewer_data
+from bias_audit.results import PackedMasks, RecordError
 
 ROOT = Path(__file__).parents[1]
 # Of a colour that no heatmap, no outline and no paper has.
@@ -146,7 +139,7 @@ def test_no_record_runs_code(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", audits=1, samples=6, removal={"hair": 0.3}))
     buffer = io.BytesIO()
     np.savez(buffer, **dict.fromkeys(("ids", "labels", "pictures", "lengths"), np.array([Touches(mark)], dtype=object)))
-    for name, read in ((SAMPLES, run.annotations), (CHANGED, run.changed)):
+    for name, read in ((SAMPLES, run.sample_table), (CHANGED, run.changed)):
         (run.path / name).write_bytes(buffer.getvalue())
         with pytest.raises(RecordError, match=rf"{name}: is not a whole \.npz file"):
             read()
@@ -253,7 +246,7 @@ def test_an_archive_does_not_unfold(content: bytes, says: str) -> None:
 
 
 def test_a_record_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bias_audit.records.MOST_UNPACKED", (1 << 20) + 1000)
+    monkeypatch.setattr("bias_audit.arrays.MOST_UNPACKED", (1 << 20) + 1000)
     assert load_npz(Path("a.npz"), npz_bytes({"a": np.zeros(100)}), ("a",))["a"].shape == (100,)
     with pytest.raises(RecordError, match="a record of 1600 bytes is too large"):
         npz_bytes({"a": np.zeros(100), "b": np.zeros(100)})
@@ -282,6 +275,13 @@ def test_a_sheet_does_not_unfold(tmp_path: Path) -> None:
         (run.path / SAMPLES).write_bytes(zipped(**kept | {name: npy("<i8", (4,), values.tobytes())}))
         with little_memory(), pytest.raises(RecordError, match=r"samples\.npz: its (pictures|masks) are not as"):
             run.sheet()
+    # Masks stay packed, eight pixels in a byte: what unpacks to little does not become eight times as much.
+    large = replace(sheet, masks=PackedMasks(np.zeros((4, 3, 1024, 1024), dtype=np.uint8), 8192))
+    (run.path / SAMPLES).write_bytes(sheet_bytes(large))
+    assert (run.path / SAMPLES).stat().st_size < 1 << 17
+    with little_memory():
+        masks = run.sheet().masks
+    assert masks.shape == (4, 3, 1024, 8192) and not masks[3].any()
     (run.path / SAMPLES).write_bytes(sheet_bytes(replace(sheet, thumbnails=(jpeg_of(9000, 9000),) * 4)))
     compared = compare_runs(run, read_run(make_run(tmp_path / "other", audits=1, samples=4, seed=1)))
     for draw in (lambda: viewer_data(run), lambda: write_comparison(tmp_path / "compare.html", compared)):
@@ -627,7 +627,7 @@ def test_without_thumbnails_no_picture_is_written(tmp_path: Path, monkeypatch: p
 
 
 def test_outlines_show_where_the_regions_are_and_nothing_else(tmp_path: Path) -> None:
-    sheet, _ = green_set().sheet()
+    sheet, _, _ = green_set().sheet()
     (drawn, *_), (photo, *_) = outlined(sheet).thumbnails, sheet.thumbnails
     assert opened(drawn).size == opened(photo).size
     picture = np.asarray(opened(drawn).convert("L"), dtype=np.int64)

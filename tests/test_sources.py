@@ -29,17 +29,8 @@ from bias_audit.callbacks.sinks import FanOut, RunDirectorySink
 from bias_audit.callbacks.wandb import WandbWriter
 from bias_audit.cli import app
 from bias_audit.plan import AuditPlan
-from bias_audit.records import (
-    AUDITS,
-    COPIES,
-    MANIFEST,
-    AuditResult,
-    MissingEvidenceError,
-    RecordError,
-    RunDirectory,
-    find_run,
-    read_run,
-)
+from bias_audit.records import AUDITS, COPIES, MANIFEST, RunDirectory, find_run, read_run
+from bias_audit.results import AuditResult, MissingEvidenceError, RecordError
 from bias_audit.sources import checkpoint_step, open_run
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}

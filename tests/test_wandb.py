@@ -30,8 +30,9 @@ from bias_audit.callbacks.wandb import WandbWriter
 from bias_audit.callbacks.wandb_keys import Keys
 from bias_audit.gate import run_gate
 from bias_audit.overlays import fixed_panel, worst
-from bias_audit.records import AuditResult, Run, SampleScores
+from bias_audit.records import Run
 from bias_audit.report import write_report
+from bias_audit.results import AuditResult, SampleScores
 from bias_audit.terms import Outcome, Subjects
 
 # One of the two, whatever the model is.
@@ -284,9 +285,9 @@ def test_masks_are_the_regions_and_hide_none(synthetic: Any) -> None:
         for role, regions in (("object", ("coat",)), ("spurious", ("hair", "face"))):
             for number, region in enumerate(regions, 1):
                 shown = np.any([layer == number for name, layer in drawn.items() if name.startswith(role)], axis=0)
-                mask = Image.fromarray(sheet.masks[index, order.index(region)])
+                mask = Image.fromarray(sheet.masks[index][order.index(region)])
                 assert (shown == np.asarray(mask.resize(shown.shape[::-1], Image.Resampling.NEAREST))).all()
-    overlap = sheet.masks[:, order.index("hair")] & sheet.masks[:, order.index("face")]
+    overlap = np.stack([masks[order.index("hair")] & masks[order.index("face")] for masks in sheet.masks])
     assert overlap.any(axis=(1, 2)).all()
 
 

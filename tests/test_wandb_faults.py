@@ -33,7 +33,8 @@ from bias_audit.callbacks.wandb import WandbWriter, _next
 from bias_audit.callbacks.wandb_aside import own_run
 from bias_audit.callbacks.workspace import push
 from bias_audit.cli import app
-from bias_audit.records import COPIES, AuditResult, Run, RunDirectory
+from bias_audit.records import COPIES, Run, RunDirectory
+from bias_audit.results import AuditResult
 
 
 @pytest.fixture(autouse=True)

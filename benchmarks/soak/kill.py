@@ -41,17 +41,9 @@ from bias_audit import AuditDataset, AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes, counts_with_bias, draw_scenes
 from bias_audit.gate import judge_source
-from bias_audit.records import (
-    MANIFEST,
-    PREVIOUS,
-    AuditSummary,
-    MissingEvidenceError,
-    Run,
-    RunReader,
-    SampleScores,
-    read_run,
-)
+from bias_audit.records import MANIFEST, PREVIOUS, Run, RunReader, read_run
 from bias_audit.report import REPORT, write_report
+from bias_audit.results import AuditSummary, MissingEvidenceError, SampleScores
 
 SIZE = 32
 RUN, CHECKPOINTS = "bias_audit", "checkpoints"

@@ -34,8 +34,9 @@ from bias_audit.evidence.performance import performance
 from bias_audit.localization import label_pixels, project_regions, with_remainder
 from bias_audit.plan import AuditPlan
 from bias_audit.policy import Policy
-from bias_audit.records import AuditResult, Manifest, RunDirectory, SampleScores, SampleSheet, read_run
+from bias_audit.records import RunDirectory, read_run
 from bias_audit.report import render
+from bias_audit.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, score_batch
 from bias_audit.terms import REMAINDER, Subjects
 from bias_audit.verdict import judge
@@ -173,7 +174,7 @@ def measure(samples: int, seed: int = 0) -> Scaled:
             page = render(read_run(folder))
         disk = sum(path.stat().st_size for path in (Path(folder) / "audits").iterdir()) / samples
     held = sum(array.nbytes for array in vars(scores).values() if isinstance(array, np.ndarray)) / samples
-    shown = sheet.masks.nbytes / samples + len(sheet.thumbnails[0])
+    shown = sheet.masks.bits.nbytes / samples + len(sheet.thumbnails[0])
     return Scaled(samples, tuple(stages), held, shown, disk, len(page.encode()))
 
 
@@ -189,7 +190,7 @@ def score_samples(labels: np.ndarray, seed: int) -> SampleScores:
     ids = tuple(f"image {i:06d}" for i in range(len(labels)))
     regions = (*(name for name, _ in SUBJECTS.regions), REMAINDER)
     return SampleScores(
-        METRICS, plan.methods, regions, ids, labels, predictions, margin, areas, values, maps, magnitude
+        METRICS, plan.method_names, regions, ids, labels, predictions, margin, areas, values, maps, magnitude
     )
 
 
@@ -218,7 +219,9 @@ def _sheet(scores: SampleScores, attributes: np.ndarray, rng: np.random.Generato
     Image.fromarray(rng.integers(0, 255, (THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8)).save(buffer, "JPEG")
     masks = np.zeros((len(scores.ids), 3, THUMBNAIL, THUMBNAIL), dtype=bool)
     masks[:, :, 4:20, 8:16] = True
-    return SampleSheet(scores.ids, scores.labels, attributes, (buffer.getvalue(),) * len(scores.ids), masks)
+    return SampleSheet(
+        scores.ids, scores.labels, attributes, (buffer.getvalue(),) * len(scores.ids), PackedMasks.of(masks)
+    )
 
 
 def _manifest(samples: int, seed: int, policy: Policy) -> Manifest:
@@ -229,7 +232,7 @@ def _manifest(samples: int, seed: int, policy: Policy) -> Manifest:
         tool="soak",
         model="none",
         layer="none",
-        methods=plan.methods,
+        methods=plan.method_names,
         target=plan.target_name,
         sign=plan.sign,
         subjects=SUBJECTS,

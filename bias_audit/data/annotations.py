@@ -8,9 +8,12 @@ Neither torch nor NumPy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,11 @@ class Misfit(ValueError):
     """All that is wrong with some files: `lines`, one for each, with file, line and image, and what to do."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
+        super().__init__(lines)
         self.lines = tuple(lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 @dataclass
@@ -129,6 +135,19 @@ class Complaints:
     def add(self, where: str, what: str) -> None:
         """One thing that is wrong at one place."""
         self.lines.append(f"{where}: {what}")
+
+    def attempt(self, read: Callable[[], Found], where: str = "") -> Found | None:
+        """What `read` gives; None if it raises a `Misfit` or another `ValueError`, which is added.
+
+        `where` is put before the text of an error that does not say it itself.
+        """
+        try:
+            return read()
+        except Misfit as error:
+            self.lines += error.lines
+        except ValueError as error:
+            self.lines.append(f"{where}: {error}" if where else str(error))
+        return None
 
     def end(self) -> None:
         """Raises:

@@ -2,7 +2,8 @@
 
 Enters: the path of a file such as
 
-    reader: coco                        # or folder, or package.module:function, which returns an AuditDataset
+    reader: coco                        # or voc, labelme, cvat, labelstudio, yolo, boxes; or folder; or
+                                        # package.module:function, which returns an AuditDataset
     annotations: instances.json         # paths start from the folder of this file
     images: images
     labels: labels.csv
@@ -13,7 +14,7 @@ Enters: the path of a file such as
       - center_crop: 224
       - normalize: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
 
-Leaves: an `AuditDataset`; or one error with the file, the line and the key.
+Leaves: an `AuditDataset`; or all that is wrong, each with the file, the line and the key.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +33,8 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torchvision.transforms import v2
 
+from bias_audit.data.annotations import Complaints, Misfit
+from bias_audit.data.formats import FORMATS
 from bias_audit.data.samples import AuditDataset
 from bias_audit.located import Loc, at_line, read_file, read_yaml
 
@@ -144,20 +148,34 @@ class _Files(_Own):
     transform: Annotated[list[_Step], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = []
 
     def _arguments(self, folder: Path, where: Callable[[Loc], str]) -> dict[str, Any]:
-        """Those that both readers take."""
-        parts = [t for i, step in enumerate(self.transform) for t in step.transforms(where(("transform", i)))]
+        """Those that all readers of files take."""
+        wrong = Complaints()
+        steps = [
+            wrong.attempt(partial(step.transforms, where(("transform", i)))) or []
+            for i, step in enumerate(self.transform)
+        ]
+        for path, expected, key in self._paths(folder):
+            wrong.lines += _misplaced(path, expected, where((key,)))
+        wrong.end()
+        parts = [transform for step in steps for transform in step]
         # A torchvision weights' preset is known for one only if it stands alone.
         transform = None if not parts else parts[0] if len(parts) == 1 else v2.Compose(parts)
         return {
-            "images": _is_folder(folder / self.images, where(("images",))),
-            "labels": _is_file(folder / self.labels, where(("labels",))),
+            "images": folder / self.images,
+            "labels": folder / self.labels,
             "attributes": self.attributes,
             "classes": self.classes,
             "transform": transform,
         }
 
+    def _paths(self, folder: Path) -> list[tuple[Path, str, str]]:
+        """Each with what it is expected to be, and its key."""
+        return [(folder / self.images, "a folder", "images"), (folder / self.labels, "a file", "labels")]
 
-class _Coco(_Files):
+
+class _Annotated(_Files):
+    """Annotations in one of the formats; `reader` is its name."""
+
     annotations: str
     object: _Categories = {}
     spurious: _Categories = {}
@@ -165,8 +183,9 @@ class _Coco(_Files):
     minus: dict[str, list[str]] = {}
 
     def read(self, folder: Path, where: Callable[[Loc], str]) -> AuditDataset:
-        return AuditDataset.from_coco(
-            _is_file(folder / self.annotations, where(("annotations",))),
+        return AuditDataset.from_annotations(
+            folder / self.annotations,
+            format=self.reader,
             object=self.object,
             spurious=self.spurious,
             context=self.context,
@@ -174,50 +193,59 @@ class _Coco(_Files):
             **self._arguments(folder, where),
         )
 
+    def _paths(self, folder: Path) -> list[tuple[Path, str, str]]:
+        expected = "a file" if self.reader == "coco" else "a file or a folder"
+        return [(folder / self.annotations, expected, "annotations"), *super()._paths(folder)]
+
 
 class _Folder(_Files):
-    masks: str
+    masks: str | None = None
     object: _Names = []
     spurious: _Names = []
     context: _Names = []
 
     def read(self, folder: Path, where: Callable[[Loc], str]) -> AuditDataset:
         return AuditDataset.from_folder(
-            masks=_is_folder(folder / self.masks, where(("masks",))),
+            masks=None if self.masks is None else folder / self.masks,
             object=self.object,
             spurious=self.spurious,
             context=self.context,
             **self._arguments(folder, where),
         )
 
-
-def _is_folder(path: Path, where: str) -> Path:
-    if not path.is_dir():
-        raise ValueError(f"{where}: {path} is {'a file' if path.exists() else 'not there'}, expected a folder")
-    return path
+    def _paths(self, folder: Path) -> list[tuple[Path, str, str]]:
+        masks = [] if self.masks is None else [(folder / self.masks, "a folder", "masks")]
+        return [*masks, *super()._paths(folder)]
 
 
-def _is_file(path: Path, where: str) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{where}: {path} is {'a folder' if path.exists() else 'not there'}, expected a file")
-    return path
+def _misplaced(path: Path, expected: str, where: str) -> list[str]:
+    """A line that says so where a path is not what it is expected to be."""
+    if (path.is_file() and expected != "a folder") or (path.is_dir() and expected != "a file"):
+        return []
+    found = "a file" if path.is_file() else "a folder" if path.is_dir() else "not there"
+    return [f"{where}: {path} is {found}, expected {expected}"]
 
 
-_READERS: Mapping[str, type[_Own]] = {"coco": _Coco, "folder": _Folder}
+# Mask pictures are read by `folder`: the rows of the CSV name the images.
+_READERS: Mapping[str, type[_Own]] = {
+    **{name: _Annotated for name in FORMATS if name != "masks"},
+    "folder": _Folder,
+}
 
 
 def read_declared(path: str | Path) -> AuditDataset:
     """The audit set that a YAML file declares; no image is opened, and code is run only where the file names it.
 
-    `reader` is `coco`, `folder`, or `package.module:function`, which is called without arguments and returns an
-    `AuditDataset`. The other keys are the arguments of `AuditDataset.from_coco` and `from_folder`; paths are relative
-    to the file. `transform` is a list of steps: `resize` (pixels of the shorter side, `[height, width]`, or a mapping
-    with `size` and `interpolation`), `center_crop`, `normalize` (with `mean` and `std` of images in [0, 1]), or
+    `reader` is the format of the annotations (`coco`, `voc`, `labelme`, `cvat`, `labelstudio`, `yolo` or `boxes`),
+    `folder` for mask pictures, or `package.module:function`, which is called without arguments and returns an
+    `AuditDataset`. The other keys are the arguments of `AuditDataset.from_annotations` and `from_folder`; paths are
+    relative to the file. `transform` is a list of steps: `resize` (pixels of the shorter side, `[height, width]`, or a
+    mapping with `size` and `interpolation`), `center_crop`, `normalize` (with `mean` and `std` of images in [0, 1]), or
     `package.module:function`, which returns a transform.
 
     Raises:
-        ValueError: the file cannot be read, is not YAML, or declares what cannot be; the message names the file, the
-            line and the key.
+        ValueError: the file cannot be read, is not YAML, or declares what cannot be; says the file, the line and the
+            key of each thing that is wrong, one line each.
 
     Example:
         >>> read_declared("audit.yaml").subjects.classes  # doctest: +SKIP
@@ -238,14 +266,12 @@ def read_declared(path: str | Path) -> AuditDataset:
     try:
         declared = _READERS.get(reader, _Own).model_validate(content)
     except ValidationError as error:
-        raise ValueError(_complaint(error, content, where, _READERS.get(reader, _Own))) from error
+        raise Misfit(_complaints(error, content, where, _READERS.get(reader, _Own))) from error
     try:
         return declared.read(path.parent, where)
     except ValueError as error:
-        text = str(error)
-        if text.startswith(str(path)):
-            raise
-        raise ValueError(f"{where(_meant(text, content, path.parent))}: {text}") from error
+        lines = error.lines if isinstance(error, Misfit) else (str(error),)
+        raise Misfit([_placed(line, path, content, where) for line in lines]) from error
 
 
 def called(name: str, where: str) -> Any:
@@ -259,6 +285,8 @@ def called(name: str, where: str) -> Any:
         raise ValueError(f"{where}: {name!r} is {type(function).__name__}, expected a function or a class")
     try:
         return function()
+    except Misfit as error:
+        raise Misfit([f"{where}: {name!r}: {line}" for line in error.lines]) from error
     # A function that ends the process, as a script may, would do so with an exit code of its own.
     except (Exception, SystemExit) as error:
         raise ValueError(f"{where}: {name!r} raised {type(error).__name__}: {error}") from error
@@ -291,6 +319,11 @@ def import_from_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
+def _placed(text: str, path: Path, content: Mapping[Any, Any], where: Callable[[Loc], str]) -> str:
+    """What a reader complains of, after the file, line and key that it is about."""
+    return text if text.startswith(str(path)) else f"{where(_meant(text, content, path.parent))}: {text}"
+
+
 def _meant(text: str, content: Mapping[Any, Any], folder: Path) -> Loc:
     """The key whose value an error of a reader is about: one with the name that it quotes first, or the file's."""
     quoted = re.search(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", text)
@@ -321,19 +354,24 @@ def _kind(content: Any) -> str:
     return "nothing" if content is None else type(content).__name__
 
 
-def _complaint(error: ValidationError, content: Any, where: Callable[[Loc], str], declared: type[BaseModel]) -> str:
+def _complaints(
+    error: ValidationError, content: Any, where: Callable[[Loc], str], declared: type[BaseModel]
+) -> list[str]:
+    """A line for each thing that is wrong."""
+    lines = []
     # An unknown key may well be the one that is missing.
-    first = min(error.errors(), key=lambda one: one["type"] == "missing")
-    loc, what = _in_file(first["loc"], content), " ".join(first["msg"].removeprefix("Value error, ").split())
-    if first["type"] == "extra_forbidden":
-        known = _known(loc, declared)
-        close = difflib.get_close_matches(str(loc[-1]), known, 1)
-        what = f"unknown key; {f'did you mean `{close[0]}`? ' if close else ''}known are: {', '.join(known)}"
-    elif first["type"] == "string_type" and not isinstance(first["input"], list | dict):
-        what += ": write it in quotes"
-    elif first["type"] == "missing":
-        what = "is missing"
-    return f"{where(loc)}: {what}"
+    for one in sorted(error.errors(), key=lambda one: one["type"] != "missing"):
+        loc, what = _in_file(one["loc"], content), " ".join(one["msg"].removeprefix("Value error, ").split())
+        if one["type"] == "extra_forbidden":
+            known = _known(loc, declared)
+            close = difflib.get_close_matches(str(loc[-1]), known, 1)
+            what = f"unknown key; {f'did you mean `{close[0]}`? ' if close else ''}known are: {', '.join(known)}"
+        elif one["type"] == "string_type" and not isinstance(one["input"], list | dict):
+            what += ": write it in quotes"
+        elif one["type"] == "missing":
+            what = "is missing"
+        lines.append(f"{where(loc)}: {what}")
+    return list(dict.fromkeys(lines))
 
 
 def _in_file(loc: Sequence[str | int], content: Any) -> Loc:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from bias_audit.data.annotations import Complaints, Misfit
 from bias_audit.ranks import ALONE, Ranks
-from bias_audit.records import SampleSheet
+from bias_audit.results import PackedMasks, RegionCount, SampleSheet
 from bias_audit.rng import preserved_rng
 from bias_audit.terms import REMAINDER, ROLES, Role, Subjects
 
@@ -47,6 +48,8 @@ Decoded = tuple[Tensor | Image.Image, Mapping[str, Tensor]]
 class AuditSample:
     """One annotated image: uint8 `(3, H, W)` or PIL `image`, class index `label`, bool `(H, W)` mask per region name.
 
+    `boxed` names the regions whose mask is, wholly or in part, a filled box: it holds some of what lies around.
+
     Example:
         >>> tie = torch.zeros(8, 8, dtype=torch.bool)
         >>> sample = AuditSample(torch.zeros(3, 8, 8, dtype=torch.uint8), 0, {"tie": tie}, {"gender": "female"}, "1")
@@ -59,6 +62,7 @@ class AuditSample:
     regions: Mapping[str, Tensor]
     attributes: Mapping[str, str | int]
     id: str
+    boxed: frozenset[str] = frozenset()
 
     def decode(self) -> Decoded:
         """The image and its masks."""
@@ -73,6 +77,7 @@ class PendingSample:
     attributes: Mapping[str, str | int]
     id: str
     decode: Callable[[], Decoded]
+    boxed: frozenset[str] = frozenset()
 
 
 # Not frozen: Lightning converts the floats of a validation's batch in place under "bf16-true" and its like.
@@ -129,7 +134,7 @@ class _SheetRow:
 
     checksums: bytes
     thumbnail: bytes
-    masks: Tensor
+    masks: PackedMasks
     seen: Tensor
 
 
@@ -203,6 +208,61 @@ class AuditDataset:
         self._cached_bytes = 0
 
     @classmethod
+    def from_annotations(
+        cls,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        labels: str | Path,
+        format: str | None = None,
+        object: RegionNames = (),
+        spurious: RegionNames = (),
+        context: RegionNames = (),
+        minus: Mapping[str, Sequence[str]] | None = None,
+        attributes: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        transform: Callable[..., Any] | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> AuditDataset:
+        """Annotations of any format, with a CSV of labels and attributes, as an audit set.
+
+        What is annotated by a box alone is that box, filled; the records and the report say of which regions.
+
+        Args:
+            annotations: the file or folder that an annotation tool or `bias-audit regions` wrote.
+            images: folder that its file names start from.
+            labels: CSV with the columns `file` and `label` and one per attribute; its rows are the audit set.
+            format: a name of `bias_audit.data.formats.FORMATS`; by default the one it is recognised as.
+            object, spurious, context: names that things are annotated as (COCO: categories or supercategories), each
+                a region; or a mapping from a region's name to the names whose union it is.
+            minus: per region name the names that are cut out of it.
+            attributes: columns of the CSV; by default all but `file` and `label`.
+            classes: class names in order of the model's outputs; by default the labels, sorted.
+
+        Raises:
+            ValueError: a `Misfit`, with a line for each thing that is wrong: a file that cannot be read, an unknown
+                name or column, an image that is not annotated or not there.
+
+        Example:
+            >>> AuditDataset.from_annotations("boxes.csv", "images", labels="labels.csv", object=["tie"],
+            ...                               spurious=["hair"]).subjects.classes  # doctest: +SKIP
+            ('doctor', 'nurse')
+        """
+        from bias_audit.data.readers import read_annotated
+
+        regions = {role: _by_region(names) for role, names in zip(ROLES, (object, spurious, context), strict=True)}
+        wanted = {name: categories for role in ROLES for name, categories in regions[role].items()}
+        samples, found = read_annotated(annotations, format, images, labels, wanted, minus or {}, attributes, classes)
+        return cls(
+            samples,
+            **{role: list(regions[role]) for role in ROLES},
+            classes=found,
+            attributes=attributes,
+            transform=transform,
+            cache_bytes=cache_bytes,
+        )
+
+    @classmethod
     def from_coco(
         cls,
         annotations: str | Path,
@@ -218,32 +278,27 @@ class AuditDataset:
         transform: Callable[..., Any] | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> AuditDataset:
-        """COCO instances (polygons and RLE) with a CSV of labels and attributes as an audit set.
-
-        Args:
-            annotations: instances JSON.
-            images: folder that the JSON's file names start from.
-            labels: CSV with the columns `file` and `label` and one per attribute; its rows are the audit set.
-            object, spurious, context: COCO categories or supercategories, each a region; or a mapping from a region's
-                name to the categories whose union it is.
-            minus: per region name the COCO categories that are cut out of it.
-            attributes: columns of the CSV; by default all but `file` and `label`.
-            classes: class names in order of the model's outputs; by default the labels, sorted.
+        """COCO instances (polygons, RLE and boxes) as an audit set: `from_annotations` with the format "coco".
 
         Raises:
-            ValueError: a file that cannot be read, an unknown category or column, an image that the JSON lacks; says
-                which file, line and name.
-        """
-        from bias_audit.data.readers import read_coco
+            ValueError: as `from_annotations`.
 
-        regions = {role: _by_region(names) for role, names in zip(ROLES, (object, spurious, context), strict=True)}
-        wanted = {name: categories for role in ROLES for name, categories in regions[role].items()}
-        samples, found = read_coco(annotations, images, labels, wanted, minus or {}, attributes, classes)
-        return cls(
-            samples,
-            **{role: list(regions[role]) for role in ROLES},
-            classes=found,
+        Example:
+            >>> AuditDataset.from_coco("instances.json", "images", labels="labels.csv", object=["tie"],
+            ...                        spurious=["person"]).subjects.classes  # doctest: +SKIP
+            ('doctor', 'nurse')
+        """
+        return cls.from_annotations(
+            annotations,
+            images,
+            labels=labels,
+            format="coco",
+            object=object,
+            spurious=spurious,
+            context=context,
+            minus=minus,
             attributes=attributes,
+            classes=classes,
             transform=transform,
             cache_bytes=cache_bytes,
         )
@@ -254,7 +309,7 @@ class AuditDataset:
         images: str | Path,
         *,
         labels: str | Path,
-        masks: str | Path,
+        masks: str | Path | None = None,
         object: Sequence[str] = (),
         spurious: Sequence[str] = (),
         context: Sequence[str] = (),
@@ -269,7 +324,7 @@ class AuditDataset:
             images: folder of the images.
             labels: CSV with the columns `file` and `label` and one per attribute; its rows are the audit set.
             masks: folder with a folder per region, in which `<image's name without suffix>.png` is non-zero on the
-                region; an image without such a file lacks the region.
+                region; an image without such a file lacks the region. None where no region has a role.
             attributes: columns of the CSV; by default all but `file` and `label`.
             classes: class names in order of the model's outputs; by default the labels, sorted.
 
@@ -420,42 +475,57 @@ class AuditDataset:
 
     def sheet(
         self, progress: Callable[[int, int], None] = lambda done, of: None, ranks: Ranks = ALONE
-    ) -> tuple[SampleSheet, str]:
-        """Thumbnails and masks of every sample, and the fingerprint of all that was decoded.
+    ) -> tuple[SampleSheet, str, tuple[RegionCount, ...]]:
+        """Thumbnails and masks of every sample, the fingerprint of all that was decoded, and how each region is drawn.
 
         `progress(done, of)` is called after each sample. Each of several `ranks` decodes a part.
 
         Raises:
-            ValueError: as `batch`; or a region with a role is on no sample at all.
+            ValueError: as `batch`, but of all such samples at once; or a region with a role is on no sample at all.
         """
         digest = hashlib.sha256(repr((self.subjects, self.ids, self.labels.tolist())).encode())
         digest.update("\0".join(self.attribute_table.ravel()).encode())
-        rows = ranks.shared(len(self), self._sheet_row, progress)
+        found = ranks.shared(len(self), self._sheet_row, progress)
+        rows = [row for row in found if isinstance(row, _SheetRow)]
+        if len(rows) < len(found):
+            raise Misfit([row for row in found if isinstance(row, str)])
         digest.update(b"".join(row.checksums for row in rows))
-        self._check_regions_seen(torch.stack([row.seen for row in rows]).any(0))
-        masks = [row.masks for row in rows]
-        height, width = (max(m.shape[axis] for m in masks) for axis in (1, 2))
-        padded = [nn.functional.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks]
+        annotated = self._counted(torch.stack([row.seen for row in rows]))
+        width = max(row.masks.width for row in rows)
+        shapes = np.array([row.masks.bits.shape for row in rows])
+        bits = np.zeros((len(rows), *shapes.max(axis=0)[1:]), dtype=np.uint8)
+        for row, padded, (_, _, height, length) in zip(rows, bits, shapes, strict=True):
+            padded[:, :height, :length] = row.masks.bits[0]
         thumbnails = tuple(row.thumbnail for row in rows)
-        sheet = SampleSheet(self.ids, self.labels, self.attribute_table, thumbnails, torch.stack(padded).numpy())
-        return sheet, digest.hexdigest()
+        sheet = SampleSheet(self.ids, self.labels, self.attribute_table, thumbnails, PackedMasks(bits, width))
+        return sheet, digest.hexdigest(), annotated
 
-    def _sheet_row(self, index: int) -> _SheetRow:
-        prepared = self._prepare(index)
+    def _sheet_row(self, index: int) -> _SheetRow | str:
+        """Of one sample; or what is wrong with it."""
+        try:
+            prepared = self._prepare(index)
+        except ValueError as error:
+            return str(error)
         contents = (content.contiguous().numpy().tobytes() for content in (prepared.image, prepared.masks))
         return _SheetRow(
             b"".join(zlib.crc32(content).to_bytes(4, "little") for content in contents),
             thumbnail(prepared.image),
-            _thumbnail_masks(prepared.masks),
+            PackedMasks.of(_thumbnail_masks(prepared.masks)[None].numpy()),
             prepared.masks.flatten(1).any(1),  # a small region may well be lost in the thumbnail
         )
 
-    def _check_regions_seen(self, seen: Tensor) -> None:
-        for (name, role), found in zip(self.subjects.regions, seen.tolist(), strict=True):
-            if not found:
-                raise ValueError(
+    def _counted(self, seen: Tensor) -> tuple[RegionCount, ...]:
+        """On how many samples each region is, by which of them show any of it: bool `(N, R)`."""
+        counts, wrong = [], Complaints()
+        for (name, role), found in zip(self.subjects.regions, seen.T.tolist(), strict=True):
+            if not any(found):
+                wrong.lines.append(
                     f"{role} region {name!r} is on no image of the audit set: check its name and the transform"
                 )
+            boxed = sum(name in sample.boxed for sample, shows in zip(self.samples, found, strict=True) if shows)
+            counts.append(RegionCount(name, sum(found) - boxed, boxed, len(found) - sum(found)))
+        wrong.end()
+        return tuple(counts)
 
     def _prepare(self, index: int) -> _Prepared:
         if index in self._cache:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell, cells
-from bias_audit.records import SampleScores
+from bias_audit.results import SampleScores
 from bias_audit.stats import bootstrap_ratios, wilson
 from bias_audit.terms import Estimate, Subjects
 
@@ -40,10 +40,13 @@ def attention(
 
     `attributes` is `(N, A)` text in the order of `subjects.attributes`.
     """
-    columns = list(_columns(scores, reference))
+    columns = _Columns.of(scores, reference)
     found: list[Estimate] = []
     all_cells = list(cells(scores.labels, attributes, subjects))
-    for _, group in groupby(all_cells, key=lambda cell: cell.attribute):
+    for attribute, group in groupby(all_cells, key=lambda cell: cell.attribute):
+        if attribute is not None:
+            # Cells without an attribute come first: what only these need is let go.
+            columns = columns.by_group()
         found += _estimates(list(group), columns, seed)
     for cell in all_cells:
         if cell.attribute is None:
@@ -52,61 +55,74 @@ def attention(
 
 
 @dataclass(frozen=True)
-class _Column:
-    """One per-image quantity as numerator and denominator `(N,)`, both 0 where it is not valid."""
+class _Columns:
+    """H per-image quantities, each a numerator over a denominator `(N, H)`, both 0 where it is not valid.
 
-    metric: str
-    method: str
-    region: str
-    numerator: npt.NDArray[np.float64]
-    denominator: npt.NDArray[np.float64]
+    `names` are the metric, method and region of each. They are most of what is held of many images: a denominator is 1
+    or an area, and loses nothing as float32.
+    """
 
+    names: list[tuple[str, str, str]]
+    numerators: npt.NDArray[np.float64]
+    denominators: npt.NDArray[np.float32]
 
-def _columns(scores: SampleScores, reference: SampleScores | None) -> Iterator[_Column]:
-    for method in scores.methods:
-        for r, region in enumerate(scores.regions):
-            for metric in scores.metrics:
+    @classmethod
+    def of(cls, scores: SampleScores, reference: SampleScores | None) -> _Columns:
+        metrics = (*scores.metrics, "energy_share_gain") if reference is not None else scores.metrics
+        names = [
+            (metric, method, region) for method in scores.methods for region in scores.regions for metric in metrics
+        ]
+        shape = len(scores.ids), len(names)
+        numerators, denominators = np.empty(shape), np.empty(shape, dtype=np.float32)
+        for column, (metric, method, region) in enumerate(names):
+            if metric == "energy_share_gain" and reference is not None:
+                values = scores.of("energy_share", method, region).astype(np.float64)
+                values -= reference.of("energy_share", method, region)
+            else:
                 values = scores.of(metric, method, region).astype(np.float64)
-                valid = np.isfinite(values)
-                weight = scores.areas[:, r].astype(np.float64) if metric == "enrichment" else np.ones(len(values))
-                yield _Column(metric, method, region, np.where(valid, values * weight, 0), np.where(valid, weight, 0))
-            if reference is not None:
-                gain = scores.of("energy_share", method, region).astype(np.float64)
-                gain = gain - reference.of("energy_share", method, region)
-                valid = np.isfinite(gain)
-                yield _Column("energy_share_gain", method, region, np.where(valid, gain, 0), valid.astype(np.float64))
+            weight = scores.areas[:, scores.regions.index(region)] if metric == "enrichment" else np.float32(1)
+            valid = np.isfinite(values)
+            numerators[:, column] = np.where(valid, values * weight, 0)
+            denominators[:, column] = np.where(valid, weight, 0)
+        return cls(names, numerators, denominators)
+
+    def by_group(self) -> _Columns:
+        """Those that are broken down to groups."""
+        kept = [i for i, (metric, _, _) in enumerate(self.names) if metric in _BY_GROUP]
+        if len(kept) == len(self.names):
+            return self
+        return _Columns([self.names[i] for i in kept], self.numerators[:, kept], self.denominators[:, kept])
 
 
-def _estimates(group: list[Cell], columns: list[_Column], seed: int) -> Iterator[Estimate]:
+def _estimates(group: list[Cell], columns: _Columns, seed: int) -> Iterator[Estimate]:
     """The estimates of cells that share their strata, from one set of resamples."""
-    of_cell = [c for c in columns if group[0].attribute is None or c.metric in _BY_GROUP]
-    pairs = [(cell, c) for cell in group for c in of_cell]
-    numerators = np.stack([c.numerator for c in of_cell], axis=1)
-    denominators = np.stack([c.denominator for c in of_cell], axis=1)
+    pairs = [(cell, name) for cell in group for name in columns.names]
+    numerators, denominators = columns.numerators, columns.denominators
     subsets = np.stack([cell.members for cell in group], axis=1)
-    counts = np.concatenate([(denominators[cell.members] > 0).sum(0) for cell in group])
+    valid = denominators > 0
+    counts = np.concatenate([valid[cell.members].sum(0) for cell in group])
     # Of a thousand classes most may have one image, of which there is no interval.
     several = subsets.sum(0) > 1
-    numbers_of = np.full((3, len(group), len(of_cell)), np.nan)
+    numbers_of = np.full((3, len(group), len(columns.names)), np.nan)
     if several.any():
         found = bootstrap_ratios(numerators, denominators, group[0].strata, seed=seed, subsets=subsets[:, several])
-        numbers_of[:, several] = np.reshape(found, (3, -1, len(of_cell)))
+        numbers_of[:, several] = np.reshape(found, (3, -1, len(columns.names)))
     with np.errstate(invalid="ignore"):
         for place in np.flatnonzero(~several):
             alone = subsets[:, place]
             numbers_of[0, place] = (numerators[alone] / denominators[alone])[0]
     value, low, high = numbers_of.reshape(3, -1)
-    for i, (cell, c) in enumerate(pairs):
+    for i, (cell, (metric, method, region)) in enumerate(pairs):
         n = int(counts[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)
-        reason = "" if n else f"no image with {c.region} and a heatmap that is not silent"
-        if c.metric == "pointing_game" and n > 1 and value[i] in (0.0, 1.0):
+        reason = "" if n else f"no image with {region} and a heatmap that is not silent"
+        if metric == "pointing_game" and n > 1 and value[i] in (0.0, 1.0):
             # Resampling images that all hit, or all miss, gives no width either.
             numbers = wilson(round(float(value[i]) * n), n)
         if n == 1:
             # Resampling one image gives it again: an interval of no width, which would look certain.
             numbers, reason = (float(value[i]), None, None), "one image gives no interval"
-        yield _estimate(c.metric, numbers, n, c.region, cell, c.method, reason)
+        yield _estimate(metric, numbers, n, region, cell, method, reason)
 
 
 def _coverage(cell: Cell, scores: SampleScores) -> Iterator[Estimate]:

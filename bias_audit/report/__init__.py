@@ -16,9 +16,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bias_audit.findings import Finding, explainers
+from bias_audit.headlines import caveats
 from bias_audit.history import onsets
 from bias_audit.policy import Rule
-from bias_audit.records import AuditSummary, Run, read_run, write_whole
+from bias_audit.records import Run, read_run, write_whole
 from bias_audit.report.association import association_tables
 from bias_audit.report.charts import draw
 from bias_audit.report.facts import facts, glance, step_of
@@ -26,6 +27,7 @@ from bias_audit.report.groups import grouped
 from bias_audit.report.marks import method_name, thin
 from bias_audit.report.pages import content_security_policy, resource, template
 from bias_audit.report.samples import viewer_data
+from bias_audit.results import AuditSummary
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
 
@@ -67,7 +69,7 @@ def render(run: Run, *, thumbnails: bool = True) -> str:
     Raises:
         RecordError: the samples or an audit's arrays cannot be read.
     """
-    script, style = resource("viewer.js"), resource("page.css")
+    script, style = resource("pictures.js") + resource("viewer.js"), resource("page.css")
     thumbnails = thumbnails and bool(run.manifest.thumbnails)
     return template("page.html.j2").render(
         content_security_policy=content_security_policy(style, script),
@@ -103,6 +105,8 @@ class _Headline:
 class _FindingRow:
     finding: Finding
     since: str
+    # On how many images the region is, where it is not on all, or as boxes; else "".
+    drawn: str
     # When it set in, where it is heading, and what stopping earlier would have cost; "" unless it set in.
     onset: str
     # Verdict and step of each audit (thinned), None where the audit did not judge this.
@@ -169,12 +173,14 @@ def _findings(run: Run) -> list[_FindingRow]:
     marks = [run.audits[i] for i in thin(len(run.audits), MOST_MARKS)] if len(run.audits) > 1 else []
     rows = []
     known = {(onset.kind, onset.name): onset for onset in onsets(run.audits)}
+    drawn = {one.region: " ".join(caveats([one])) for one in run.manifest.annotated}
     for finding in sorted(run.audits[-1].judgement.findings, key=lambda f: _VERDICT_RANK[f.verdict]):
         verdict = partial(_verdict, finding.kind, finding.name)
         onset = known.get((finding.kind, finding.name))
         said = "" if onset is None or onset.since is None or len(onset.steps) < 2 else str(onset)
         marked = tuple((a.step, verdict(a)) for a in marks)
-        rows.append(_FindingRow(finding, _since(run.audits, verdict), said, marked))
+        counted = drawn.get(finding.name, "") if finding.kind == "region" else ""
+        rows.append(_FindingRow(finding, _since(run.audits, verdict), counted, said, marked))
     return rows
 
 

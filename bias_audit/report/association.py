@@ -119,10 +119,10 @@ def _cell(e: Estimate | None, count: int | None) -> HeatCell:
 
 def _counts(run: Run) -> dict[tuple[str, str], int]:
     """How many audited images there are of each class and `attribute=value`."""
-    sheet, subjects = run.sheet(), run.manifest.subjects
+    table, subjects = run.sample_table(), run.manifest.subjects
     return {
         (name, f"{attribute}={value}"): int(
-            np.count_nonzero((sheet.labels == c) & (sheet.attributes[:, column] == value))
+            np.count_nonzero((table.labels == c) & (table.attributes[:, column] == value))
         )
         for column, (attribute, values) in enumerate(subjects.attributes)
         for value in values

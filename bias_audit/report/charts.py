@@ -41,7 +41,7 @@ from bias_audit.report.marks import (
     table,
     thin,
 )
-from bias_audit.terms import REMAINDER, Estimate, Role, Verdict
+from bias_audit.terms import OWN, REMAINDER, Estimate, Role, Verdict
 
 __all__ = ["MOST_ROWS", "Question", "draw", "method_name", "region_styles", "thin"]
 
@@ -76,6 +76,7 @@ def draw(run: Run) -> tuple[Question, ...]:
         _performance(history),
         _for_whom(history),
         _share(history),
+        _own(history),
     )
     return tuple(question for question in questions if question.charts)
 
@@ -146,6 +147,13 @@ def _share(history: _History) -> Question:
         "Energy share: the part of the heatmap that falls on a region; the remainder is what no region covers.",
         _region_charts(history, "energy_share", "share of the heatmap", [], marked=False),
     )
+
+
+def _own(history: _History) -> Question:
+    """Of each metric of the user's own what it is on each region, by each explanation method."""
+    metrics = dict.fromkeys(e.metric for e in history.last if e.metric.startswith(OWN) and e.region and e.method)
+    charts = (chart for metric in metrics for chart in _region_charts(history, metric, metric, [], marked=False))
+    return Question("And by metrics of your own?", "What the plan’s own metrics say of each region.", tuple(charts))
 
 
 def _region_charts(

@@ -20,19 +20,21 @@ from bias_audit.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.findings import Finding
 from bias_audit.headlines import is_headline
 from bias_audit.overlays import opened, outlined, overlay
-from bias_audit.records import SampleScores, SampleSheet, write_whole
+from bias_audit.records import write_whole
 from bias_audit.report.marks import method_name, svg
 from bias_audit.report.pages import content_security_policy, data_uri, resource, template
-from bias_audit.terms import REGION_METRICS, Estimate
+from bias_audit.results import SampleScores, SampleSheet
+from bias_audit.terms import OWN, REGION_METRICS, Estimate
 
 MOST_IMAGES, MOST_ROWS, MOST_DRAWN = 24, 400, 14
 _SIDE = 176
-# Of the leading numbers of each of the `QUESTIONS`.
+# Of the leading numbers of each of the `QUESTIONS`, and of metrics of the user's own.
 _UNITS = (
     "enrichment (× share of area)",
     "share of the decisions, or of their margin",
     "share of the images",
     "Cramér’s V (1 = determined)",
+    "",
     "",
 )
 _WIDTH, _ROW, _SIDES_PAD = 350, 44, 16
@@ -151,7 +153,8 @@ def _sections(found: Comparison) -> list[_Section]:
     """The questions that have differences; each finding's first evidence leads beside the headlines."""
     first = {_subject(f) for change in found.verdicts for f in (change.before, change.after) if f is not None}
     sections = []
-    for number, (title, metrics) in enumerate(QUESTIONS):
+    own = tuple({d.before.metric for d in found.differences if d.before.metric.startswith(OWN)})
+    for number, (title, metrics) in enumerate((*QUESTIONS, ("And by metrics of your own?", own))):
         mine = [d for d in found.differences if d.before.metric in metrics]
         if not mine:
             continue

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from bias_audit.findings import Finding, explainers
 from bias_audit.history import onsets
-from bias_audit.records import AuditSummary, Run
+from bias_audit.records import Run
 from bias_audit.report.marks import method_name
+from bias_audit.results import AuditSummary, RegionCount
 from bias_audit.terms import INTERVENTION_METRICS, Estimate, Verdict
 
 # A line is read at a glance; what does not fit is among the findings.
@@ -62,6 +63,7 @@ def facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("Target", m.target),
         ("Sign", m.sign),
         ("Samples audited", f"{m.samples_audited} of {m.samples_available}"),
+        *([("Regions", _regions(m.annotated))] if m.annotated else []),
         ("Data fingerprint", m.fingerprint[:12]),
         ("Seed", str(m.seed)),
         ("Tool", m.tool),
@@ -86,6 +88,12 @@ def step_of(run: Run, e: Estimate) -> int | None:
     """The step at which an estimate of the last audit was measured; None where no audit of the run is that old."""
     at = len(run.audits) - 1 - e.age
     return run.audits[at].step if at >= 0 else None
+
+
+def _regions(annotated: Sequence[RegionCount]) -> str:
+    """On how many images they are, and as what."""
+    told = [str(one) for one in annotated if one.boxed or one.absent]
+    return _sentence(told, capital=False) or "each on every image, as an outline"
 
 
 def _where(findings: Sequence[Finding]) -> str:

@@ -91,7 +91,7 @@ def grouped(run: Run, *, thumbnails: bool = True) -> Grouped | None:
         return Grouped(method, step, (), (f"{why}: run `bias-audit clusters`.",))
     if not run.has_scores(-1):
         return Grouped(method, step, (), ("Not clustered: the heatmaps of this audit were dropped.",))
-    if max(np.bincount(run.sheet().labels), default=0) < FEWEST_IMAGES:
+    if max(np.bincount(run.sample_table().labels), default=0) < FEWEST_IMAGES:
         return Grouped(method, step, (), (f"Not clustered: no class has {FEWEST_IMAGES} images.",))
     from threadpoolctl import threadpool_limits
 

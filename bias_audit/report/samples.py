@@ -16,16 +16,18 @@ import gzip
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bias_audit.overlays import opened
-from bias_audit.records import AuditSummary, ChangedPictures, Run, SampleScores, SampleSheet
+from bias_audit.records import Run
 from bias_audit.report.charts import method_name, region_styles, thin
+from bias_audit.results import AuditSummary, ChangedPictures, SampleScores, SampleSheet
 
 # Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.
 BUDGET = 3_200_000
@@ -67,20 +69,27 @@ def viewer_data(run: Run, *, thumbnails: bool = True) -> ViewerData | None:
     sheet = run.sheet()
     if not sheet.ids:
         return None
-    pictures: Sequence[bytes] = sheet.thumbnails if thumbnails else [b""] * len(sheet.ids)
-    if sum(map(len, pictures)) > THUMBNAIL_BYTES:
-        pictures = [_smaller(picture) for picture in pictures]
-    found, taken, expected = _packed(run, sheet, pictures, 1.0)
+    large = sum(map(len, sheet.thumbnails)) > THUMBNAIL_BYTES
+
+    @cache
+    def picture(row: int) -> bytes:
+        # Of many samples few are shown: the others' pictures stay as they are.
+        whole = sheet.thumbnails[row] if thumbnails else b""
+        return _smaller(whole) if large and whole else whole
+
+    found, taken, expected = _packed(run, sheet, picture, 1.0)
     # How well heatmaps compress is known once it is done: smooth ones take half of what noise does.
     if taken > BUDGET or (taken < 0.9 * BUDGET and found.samples < found.samples_available):
-        found, _, _ = _packed(run, sheet, pictures, 1.05 * taken / expected)
+        found, _, _ = _packed(run, sheet, picture, 1.05 * taken / expected)
     return found
 
 
-def _packed(run: Run, sheet: SampleSheet, pictures: Sequence[bytes], scale: float) -> tuple[ViewerData, int, float]:
+def _packed(
+    run: Run, sheet: SampleSheet, picture: Callable[[int], bytes], scale: float
+) -> tuple[ViewerData, int, float]:
     """As many samples and audits as fit if heatmaps take `scale` times what is usual; the bytes they take, and should.
 
-    Of each sample a picture, all of them empty where none may be disclosed.
+    Of each row of the sheet a picture, empty where none may be disclosed.
     """
     held = [i for i in range(len(run.audits)) if run.has_scores(i)]
     last, subjects = run.scores(held[-1]), run.manifest.subjects
@@ -88,7 +97,7 @@ def _packed(run: Run, sheet: SampleSheet, pictures: Sequence[bytes], scale: floa
     per_frame = scale * (cells * _CELL + _SHORT * (last.values[0, :, 0].size + len(last.methods) + 2))
     most = max(2, min(MOST_FRAMES, int(BUDGET / (FEWEST_SAMPLES * per_frame))))
     frames = [held[place] for place in replayed([run.audits[i] for i in held], most)]
-    changed = _most_telling(run.changed()) if any(pictures) else []
+    changed = _most_telling(run.changed()) if any(map(picture, range(len(sheet.ids)))) else []
     latest_effects = next((s for s in map(run.scores, reversed(frames)) if s.effects.size), last)
 
     at = {name: i for i, name in enumerate(last.ids)}
@@ -98,16 +107,16 @@ def _packed(run: Run, sheet: SampleSheet, pictures: Sequence[bytes], scale: floa
     for row in _order(sheet, last, latest_effects, subjects.regions_with("spurious")):
         areas = last.areas[at[sheet.ids[row]]] if sheet.ids[row] in at else np.full(len(last.regions), np.nan)
         sample = _sample(sheet, row, areas)
-        takes = len(pictures[row]) + len(str(sample)) * _LETTER + len(frames) * per_frame
+        takes = len(picture(row)) + len(str(sample)) * _LETTER + len(frames) * per_frame
         if chosen and expected + takes > BUDGET:
             break
         expected += takes
         chosen.append(sample)
         rows.append(row)
     ids = [sample["id"] for sample in chosen]
-    blocks = _Blocks()
+    blocks = Blocks()
     styles, roles = region_styles(subjects), dict(subjects.regions)
-    images = [blocks.add(pictures[row]) if pictures[row] else None for row in rows]
+    images = [blocks.add(picture(row)) if picture(row) else None for row in rows]
     header = {
         "classes": subjects.classes,
         "attributes": [{"name": name, "values": values} for name, values in subjects.attributes],
@@ -165,7 +174,7 @@ def replayed(audits: Sequence[AuditSummary], most: int) -> list[int]:
     return sorted(kept.union(thin(len(audits), most - len(kept))))
 
 
-class _Blocks:
+class Blocks:
     """Byte strings one after the other, known by their place and length."""
 
     def __init__(self) -> None:
@@ -298,7 +307,7 @@ def outline(mask: npt.NDArray[np.bool_]) -> str:
     return "".join(parts)
 
 
-def _frame(run: Run, index: int, ids: list[str], blocks: _Blocks) -> dict[str, Any]:
+def _frame(run: Run, index: int, ids: list[str], blocks: Blocks) -> dict[str, Any]:
     """One audit's maps and scores of the samples `ids`; what a sample lacks at this audit is blank."""
     audit, scores = run.audits[index], run.scores(index)
     at = {name: i for i, name in enumerate(scores.ids)}

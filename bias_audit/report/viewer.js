@@ -1,10 +1,11 @@
 // Replays the recorded heatmaps over the samples, and keeps the page up to date while training runs.
-// Enters: the compressed data in #data, made by samples.py. Leaves: the tiles of #samples and the dialog.
+// Enters: the compressed data in #data, made by samples.py, and pictures.js. Leaves: the tiles of #samples and the
+// dialog.
 "use strict";
 (() => {
-  const $ = (id) => document.getElementById(id);
+  const { $, PAGE, unpack, element, drawn, named } = pictures;
   const STORE = `bias-audit ${document.body.dataset.run} ${location.pathname}`;
-  const RELOAD_MS = 10000, QUIET_MS = 4000, PAGE = 48, FIELD = 56;
+  const RELOAD_MS = 10000, QUIET_MS = 4000, FIELD = 56;
 
   const state = Object.assign(
     // `frame: null` follows the newest audit.
@@ -31,19 +32,10 @@
 
   // ---- data ----------------------------------------------------------------------------------------------------
 
-  function bytes(text) {
-    return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  }
-
-  // The header, and in place of each [place, length] in it what is there.
-  async function unpack(text) {
-    const stream = new Blob([bytes(text.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const content = new Uint8Array(await new Response(stream).arrayBuffer());
-    const start = 4 + new DataView(content.buffer).getUint32(0, true);
-    const data = JSON.parse(new TextDecoder().decode(content.subarray(4, start)));
-    const part = ([place, length]) => content.subarray(start + place, start + place + length);
+  // The samples and frames, with what is at their places.
+  async function load(text) {
+    const { data, part, picture } = await unpack(text);
     const words = (place) => new Int16Array(part(place).slice().buffer);
-    const picture = (place) => place && `data:image/jpeg;base64,${btoa(String.fromCharCode(...part(place)))}`;
     // The upper halves of float32 numbers: first all their high bytes, then all their low ones.
     const shorts = (place) => {
       const raw = part(place), count = raw.length / 2;
@@ -143,35 +135,10 @@
     canvas.parentElement.classList.toggle("silent", magnitude(data, f, m, i) === 0);
   }
 
-  function element(tag, properties = {}, ...children) {
-    const node = Object.assign(document.createElement(tag), properties);
-    node.append(...children);
-    return node;
-  }
-
-  function drawn(tag, attributes, ...children) {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
   // Picture, heatmap and outlines on top of each other.
   function stack(data, sample, heat = true) {
-    const [width, height] = sample.size, box = element("span", { className: "stack" });
-    box.style.aspectRatio = `${width} / ${height}`;
-    if (sample.image) box.append(element("img", { alt: "", src: sample.image }));
-    if (heat) box.append(element("canvas", { width: FIELD, height: FIELD }));
-    const outlines = drawn("svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none",
-      "aria-hidden": "true" });
-    sample.outlines.forEach((d, r) => {
-      const { role, hue } = data.regions[r];
-      if (!d) return;
-      outlines.append(drawn("path", { d, class: `casing ${role}` }),
-        drawn("path", { d, class: role, style: `--hue: var(--${hue})` }));
-    });
-    box.append(outlines);
-    return box;
+    const over = heat ? [element("canvas", { width: FIELD, height: FIELD })] : [];
+    return pictures.stack(data.regions, sample, ...over);
   }
 
   // ---- the viewer ----------------------------------------------------------------------------------------------
@@ -260,11 +227,7 @@
       const ramp = $("ramp").getContext("2d"), pixels = ramp.createImageData(128, 1);
       for (let x = 0; x < 128; x++) pixels.data.set(COLOURS.subarray(8 * x, 8 * x + 4), 4 * x);
       ramp.putImageData(pixels, 0, 0);
-      for (const { name, role, hue } of data.regions.filter((r) => r.role)) {
-        const line = drawn("svg", { "aria-hidden": "true", viewBox: "0 0 26 10" }, drawn("path", { d: "M0 5H26",
-          class: role, style: `stroke: var(--${hue}); stroke-width: 2` }));
-        $("outline-key").append(element("span", {}, line, `${name} (${role})`));
-      }
+      $("outline-key").append(...data.regions.filter((r) => r.role).map(named));
     }
 
     function dress() {
@@ -483,7 +446,7 @@
     if ($("data") && typeof DecompressionStream === "undefined") {
       $("too-old").hidden = false;
     } else if ($("data")) {
-      view(await unpack($("data").textContent));
+      view(await load($("data").textContent));
     }
     for (const id of state.details) if ($(id)) $(id).open = true;
     if ("live" in document.body.dataset) {

@@ -1,0 +1,363 @@
+"""What the regions of a set of images measure, image by image: what the checks are made from.
+
+Enters: the YAML of an audit set, or annotations and the folder of their images; perhaps those of a second annotator.
+Leaves: a `RegionSet`, of which no image has been opened; and its `Survey`, areas and overlaps as arrays. All that does
+not decode is said in one `Misfit`.
+
+Areas are those on the images as they are stored, before any transform. torch is imported for an audit set only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Complaints
+from bias_audit.data.files import near, pictures_in, unfound
+from bias_audit.data.formats import read_annotations
+from bias_audit.data.outlines import Mask, WrongSize, picture, union
+from bias_audit.terms import Role
+
+if TYPE_CHECKING:
+    from bias_audit.data.samples import AuditDataset, AuditSample, PendingSample
+
+Size = tuple[int, int]
+Masks = Mapping[str, Mask]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a set: its path below the folder of images, what is known of it, and how to decode it.
+
+    `label` is the place of its class, None where labels are not known; `attributes` stand in the set's order, "" for
+    one that it lacks. `boxed` are the regions that are boxes on it. `where` is the place to look at when it is wrong.
+    `decode()` gives the picture and a mask for each region that it has.
+    """
+
+    file: str
+    label: int | None
+    attributes: tuple[str, ...]
+    boxed: frozenset[str]
+    where: str
+    decode: Callable[[], tuple[Image.Image, Masks]]
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who drew regions on some images; `draw(file, size)` gives a mask for each region drawn on one of `files`."""
+
+    name: str
+    files: frozenset[str]
+    regions: frozenset[str]
+    draw: Callable[[str, Size], Masks]
+
+
+@dataclass(frozen=True)
+class RegionSet:
+    """Images with regions. `classes` are () where labels are not known, a role is None where roles are not known.
+
+    `attributes` are pairs of a name and its values. `annotators` are two or more, or none where only one is known.
+    `unlisted` counts the pictures in the folder that the annotations do not name.
+    """
+
+    name: str
+    regions: tuple[tuple[str, Role | None], ...]
+    classes: tuple[str, ...]
+    attributes: tuple[tuple[str, tuple[str, ...]], ...]
+    items: tuple[Item, ...]
+    annotators: tuple[Annotator, ...] = ()
+    unlisted: int = 0
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """The regions, in order."""
+        return tuple(name for name, _ in self.regions)
+
+    def with_role(self, role: Role) -> tuple[str, ...]:
+        """The regions in `role`."""
+        return tuple(name for name, its_role in self.regions if its_role == role)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What two annotators drew as a region of an image: intersection over union, and who of them drew it alone.
+
+    What one of them left out counts as empty: an IoU of 0. It is None where both outlines hold no pixel.
+    """
+
+    index: int
+    region: str
+    iou: float | None
+    only: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was measured of N images with R regions, in the set's order.
+
+    `areas` `(N, R)` are shares of the image, 0 to 1, NaN where the image lacks the region; `boxed` bool `(N, R)`.
+    `overlaps` `(N, P)` are, of each object and spurious region in `pairs`, the share of the smaller that lies in both;
+    NaN where one is missing or holds nothing. `misfits` are images whose regions are not of their size, which are
+    measured in nothing else, with the reason.
+    """
+
+    of: RegionSet
+    areas: Floats
+    boxed: npt.NDArray[np.bool_]
+    pairs: tuple[tuple[str, str], ...]
+    overlaps: Floats
+    misfits: tuple[tuple[int, str], ...]
+    agreements: tuple[Agreement, ...]
+
+    @property
+    def measured(self) -> npt.NDArray[np.bool_]:
+        """Which images were measured, bool `(N,)`."""
+        found = np.ones(len(self.of.items), dtype=np.bool_)
+        found[[index for index, _ in self.misfits]] = False
+        return found
+
+
+def read_set(data: Path, images: Path | None = None, format: str | None = None) -> RegionSet:
+    """The YAML of an audit set; or, with their folder of `images`, annotations, in `format` or as they are recognised.
+
+    Annotations have neither labels nor roles. If their annotators are known by name, or the models that drew them, and
+    two drew the same region, they can be compared.
+
+    Raises:
+        ValueError: what cannot be read; a `Misfit` where that is more than one thing.
+
+    Example:
+        >>> read_set(Path("audit.yaml")).region_names  # doctest: +SKIP
+        ('tie', 'person')
+    """
+    if images is None:
+        if data.suffix.lower() not in (".yaml", ".yml"):
+            raise ValueError(f"{data}: annotations are drawn on images: name their folder with --images")
+        from bias_audit.data.declared import read_declared
+
+        return _declared(str(data), read_declared(data))
+    if not images.is_dir():
+        raise ValueError(f"--images {images}: is {'a file' if images.exists() else 'not there'}, expected a folder")
+    return _annotated(read_annotations(data, images, format), data, images)
+
+
+def with_other(found: RegionSet, other: Path, images: Path | None = None) -> RegionSet:
+    """The set with a second annotator: annotations of regions or groups of the same names, or a YAML.
+
+    `images` is the folder of the images where the set itself is annotations: then the second is too.
+
+    Raises:
+        ValueError: it cannot be read, or has none of the set's images, or none of its regions.
+    """
+    if images is None and other.suffix.lower() in (".yaml", ".yml"):
+        second = _annotator(read_set(other))
+    else:
+        annotations = read_annotations(other, images)
+        second = _of_images(str(other), _renamed(annotations, found.region_names))
+    first = _annotator(found)
+    if not first.files & second.files:
+        example = near(min(first.files), second.files)
+        raise ValueError(f"{other}: has none of the images of {found.name}, such as {min(first.files)!r}: {example}")
+    if not first.regions & second.regions:
+        raise ValueError(
+            f"{other}: has none of the regions of {found.name} ({', '.join(sorted(first.regions))}): name them alike, "
+            "or give a YAML that does"
+        )
+    return replace(found, annotators=(first, second))
+
+
+def survey(found: RegionSet, progress: Callable[[int, int], None] = lambda done, of: None) -> Survey:
+    """Open every image once and measure its regions; `progress(done, of)` is called after each.
+
+    Raises:
+        Misfit: images or masks do not decode: a line for each.
+    """
+    names = found.region_names
+    pairs = tuple((o, s) for o in found.with_role("object") for s in found.with_role("spurious"))
+    areas = np.full((len(found.items), len(names)), np.nan)
+    overlaps = np.full((len(found.items), len(pairs)), np.nan)
+    boxed = np.array([[name in item.boxed for name in names] for item in found.items], dtype=np.bool_)
+    wrong, misfits, agreements = Complaints(), [], []
+    for index, item in enumerate(found.items):
+        try:
+            image, masks = item.decode()
+            size = (image.height, image.width)
+            areas[index] = [masks[name].mean() if name in masks else np.nan for name in names]
+            overlaps[index] = [_overlap(masks.get(one), masks.get(other)) for one, other in pairs]
+            agreements += list(_agreements(found.annotators, index, item.file, size))
+        except WrongSize as error:
+            misfits.append((index, str(error)))
+            areas[index] = overlaps[index] = np.nan
+        # What a damaged file makes Pillow or torch raise.
+        except (ValueError, OSError, RuntimeError) as error:
+            wrong.add(item.where, f"image {item.file!r}: {error}")
+        progress(index + 1, len(found.items))
+    wrong.end()
+    measured = ~np.isnan(areas)
+    return Survey(
+        found, areas, boxed.reshape(areas.shape) & measured, pairs, overlaps, tuple(misfits), tuple(agreements)
+    )
+
+
+def _overlap(one: Mask | None, other: Mask | None) -> float:
+    if one is None or other is None:
+        return np.nan
+    smaller = min(np.count_nonzero(one), np.count_nonzero(other))
+    return np.count_nonzero(one & other) / smaller if smaller else np.nan
+
+
+def _agreements(annotators: Sequence[Annotator], index: int, file: str, size: Size) -> Iterator[Agreement]:
+    """What each two annotators of an image drew of each region that both draw; what neither drew is not told."""
+    drew = [(one, _draws(one, file, size)) for one in annotators if file in one.files]
+    for (first, ones), (second, others) in combinations(drew, 2):
+        for region in sorted(first.regions & second.regions):
+            one, other = ones.get(region), others.get(region)
+            if one is not None and other is not None:
+                both, either = np.count_nonzero(one & other), np.count_nonzero(one | other)
+                yield Agreement(index, region, both / either if either else None)
+            elif one is not None or other is not None:
+                yield Agreement(index, region, 0.0, first.name if other is None else second.name)
+
+
+def _draws(annotator: Annotator, file: str, size: Size) -> Masks:
+    try:
+        return annotator.draw(file, size)
+    except WrongSize as error:
+        raise WrongSize(f"{annotator.name}: {error}") from error
+
+
+def _declared(name: str, audit_set: AuditDataset) -> RegionSet:
+    subjects = audit_set.subjects
+    names = [region for region, _ in subjects.regions]
+    items = [
+        Item(sample.id, int(sample.label), tuple(values), sample.boxed, name, _decoded(sample, names))
+        for sample, values in zip(audit_set.samples, audit_set.attribute_table.tolist(), strict=True)
+    ]
+    return RegionSet(name, subjects.regions, subjects.classes, subjects.attributes, tuple(items))
+
+
+def _decoded(sample: AuditSample | PendingSample, names: Sequence[str]) -> Callable[[], tuple[Image.Image, Masks]]:
+    def decode() -> tuple[Image.Image, Masks]:
+        found, regions = sample.decode()
+        image = _as_picture(found)
+        masks = {name: np.asarray(regions[name]) > 0 for name in names if name in regions}
+        for name, mask in masks.items():
+            if mask.shape != (image.height, image.width):
+                raise WrongSize(
+                    f"the mask of region {name!r} is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its "
+                    f"image is {image.height} x {image.width}: a mask has the size of its image"
+                )
+        return image, masks
+
+    return decode
+
+
+def _as_picture(found: Any) -> Image.Image:
+    if isinstance(found, Image.Image):
+        found.load()
+        return found
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    image: Image.Image = to_pil_image(found)
+    return image
+
+
+def _annotated(annotations: Annotations, data: Path, images: Path) -> RegionSet:
+    wrong = Complaints()
+    for image in annotations.images:
+        if unfound(image.file, images):
+            wrong.add(image.where, f"image {image.file!r}: {unfound(image.file, images)}")
+    wrong.end()
+    if not annotations.images:
+        raise ValueError(f"{data}: has no image: annotate some, or give another file")
+    drawn = {a.region for image in annotations.images for a in image.annotations}
+    files = {image.file for image in annotations.images}
+    items = [
+        Item(
+            image.file,
+            None,
+            (),
+            frozenset(a.region for a in image.annotations if isinstance(a.outline, Box)),
+            image.where,
+            _opened(image, images),
+        )
+        for image in annotations.images
+    ]
+    # Editors and COCO itself list many categories of which a set has a few.
+    regions = tuple((name, None) for name in annotations.regions if name in drawn)
+    return RegionSet(
+        str(data), regions, (), (), tuple(items), _sources(annotations.images), len(set(pictures_in(images)) - files)
+    )
+
+
+def _opened(image: AnnotatedImage, images: Path) -> Callable[[], tuple[Image.Image, Masks]]:
+    def decode() -> tuple[Image.Image, Masks]:
+        found = picture(images / image.file)
+        size = (found.height, found.width)
+        return found, _drawn(image, size)
+
+    return decode
+
+
+def _drawn(image: AnnotatedImage, size: Size) -> Masks:
+    """The regions of an image of `size`, each the union of what is annotated as it."""
+    if image.size is not None and tuple(image.size) != size:
+        raise WrongSize(
+            f"is {size[0]} x {size[1]} pixels (height x width), its annotations are for {image.size[0]} x "
+            f"{image.size[1]}: give the images that were annotated"
+        )
+    by_region: dict[str, list[Annotation]] = {}
+    for annotation in image.annotations:
+        by_region.setdefault(annotation.region, []).append(annotation)
+    return {region: union([a.outline for a in those], size) for region, those in by_region.items()}
+
+
+def _annotator(found: RegionSet) -> Annotator:
+    items = {item.file: item for item in found.items}
+
+    def draw(file: str, size: Size) -> Masks:
+        image, masks = items[file].decode()
+        if (image.height, image.width) != size:
+            raise WrongSize(
+                f"is {image.height} x {image.width} pixels (height x width) in {found.name}, the other annotator's is "
+                f"{size[0]} x {size[1]}: give the same images"
+            )
+        return masks
+
+    return Annotator(found.name, frozenset(items), frozenset(found.region_names), draw)
+
+
+def _renamed(annotations: Annotations, names: Sequence[str]) -> list[AnnotatedImage]:
+    """The images with what is annotated under these names, or under regions of a group that one of them names."""
+    renamed = {part: name for name in names for part in annotations.named([name])}
+    return [
+        replace(
+            i, annotations=tuple(replace(a, region=renamed[a.region]) for a in i.annotations if a.region in renamed)
+        )
+        for i in annotations.images
+    ]
+
+
+def _of_images(name: str, images: Sequence[AnnotatedImage]) -> Annotator:
+    known = {image.file: image for image in images}
+    regions = frozenset(a.region for image in images for a in image.annotations)
+    return Annotator(name, frozenset(known), regions, lambda file, size: _drawn(known[file], size))
+
+
+def _sources(images: Sequence[AnnotatedImage]) -> tuple[Annotator, ...]:
+    """An annotator for each source, if two of them drew the same region; what has no source is nobody's."""
+    names = sorted({a.source for image in images for a in image.annotations if a.source})
+    found = []
+    for name in names:
+        own = [replace(i, annotations=tuple(a for a in i.annotations if a.source == name)) for i in images]
+        own = [image for image in own if image.annotations]
+        found.append(_of_images(name, own))
+    return tuple(found) if any(a.regions & b.regions for a, b in combinations(found, 2)) else ()

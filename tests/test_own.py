@@ -1,0 +1,160 @@
+"""What a user adds: a metric, evidence, an explanation method, each one function, from the audit to the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bias_audit import AuditDataset, AuditPlan, Policy, audit_model, read_run, run_gate
+from bias_audit.attribution.cam import Sign
+from bias_audit.compare import compare_runs
+from bias_audit.data.declared import read_declared
+from bias_audit.localization import ProjectedRegions, Scored
+from bias_audit.policy_check import check_policy, in_words
+from bias_audit.policy_file import read_policy
+from bias_audit.report import render
+from bias_audit.report.compare import render_comparison
+from bias_audit.results import SampleScores
+from bias_audit.terms import Estimate, Outcome, Subjects
+from tests.planted import biased, clean, write_planted
+
+
+def hottest_cell(maps: Tensor, regions: ProjectedRegions) -> Scored:
+    """Whether the region holds most of the map's hottest cell, 0 or 1."""
+    hottest = maps.flatten(2).argmax(dim=2)
+    whole = regions.image.flatten()[hottest].unsqueeze(2)
+    weights = regions.weights.flatten(2).expand(len(maps), -1, -1, -1)
+    inside = weights.gather(3, hottest[:, :, None, None].expand(-1, -1, weights.shape[2], 1)).squeeze(3)
+    valid = (maps.flatten(2).amax(dim=2) > 0).unsqueeze(2) & (regions.area > 0)
+    return Scored(torch.where(valid, (inside > whole / 2).float(), 0), valid)
+
+
+def margin_gap(
+    scores: SampleScores, attributes: npt.NDArray[np.str_], subjects: Subjects, seed: int
+) -> Iterator[Estimate]:
+    """How far the mean margin of the first class differs between an attribute's values, with a normal interval."""
+    for column, (name, values) in enumerate(subjects.attributes):
+        of_class = scores.labels == 0
+        groups = [scores.margin[of_class & (attributes[:, column] == value)] for value in values]
+        first, last = min(groups, key=np.mean), max(groups, key=np.mean)
+        gap = float(last.mean() - first.mean())
+        half = 1.96 * float(np.sqrt(first.var() / len(first) + last.var() / len(last)))
+        yield Estimate("own.margin_gap", gap, gap - half, gap + half, len(first) + len(last), group=name)
+
+
+def strength(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
+    """How strongly anything is seen, whatever it is for."""
+    return activations.abs().mean(dim=1)
+
+
+PLAN = AuditPlan(methods=("gradcam", strength), metrics=(hottest_cell,), evidence=(margin_gap,), fitness_samples=0)
+POLICY = {
+    "rules": [
+        {"metric": "own.hottest_cell", "region": "corner", "method": "gradcam", "max": 0.2},
+        {"metric": "own.margin_gap", "group": "colour", "max": 2},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def audit_set(tmp_path_factory: pytest.TempPathFactory) -> AuditDataset:
+    return read_declared(write_planted(tmp_path_factory.mktemp("planted"), per_cell=10) / "audit.yaml")
+
+
+@pytest.fixture(scope="module")
+def runs(audit_set: AuditDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    nets: dict[str, Callable[[], nn.Module]] = {"biased": biased, "clean": clean}
+    out = tmp_path_factory.mktemp("runs")
+    for name, net in nets.items():
+        audit_model(net(), audit_set, plan=PLAN, policy=POLICY, out=out / name)
+    return {name: out / name for name in nets}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("biased", Outcome.VIOLATED), ("clean", Outcome.HELD)])
+def test_rules_on_what_a_user_measures_decide(runs: dict[str, Path], name: str, expected: Outcome) -> None:
+    run = read_run(runs[name])
+    checks = {check.rule: check.outcome for check in run.audits[-1].judgement.checks}
+    assert set(checks.values()) == {expected}, run.audits[-1].judgement.checks
+    assert run_gate(run).outcome is expected
+
+
+def test_the_metric_is_that_of_a_naive_loop(runs: dict[str, Path], audit_set: AuditDataset) -> None:
+    run = read_run(runs["biased"])
+    scores = run.scores(-1)
+    assert scores.methods == ("gradcam", "strength")
+    masks = audit_set.batch(range(len(audit_set))).masks.numpy()
+    for m, method in enumerate(scores.methods):
+        for region, name in enumerate(scores.regions[:-1]):
+            for i, found in enumerate(scores.of("own.hottest_cell", method, name)):
+                heatmap = scores.maps[m, i]
+                # A 1 x 1 convolution: the grid is the image's own. In the records' 16 bits several may be the hottest.
+                assert found in masks[i, region][heatmap == heatmap.max()]
+
+
+def test_the_evidence_is_in_the_records(runs: dict[str, Path]) -> None:
+    run = read_run(runs["biased"])
+    margin, corner, leaf = run.scores(-1).margin, run.sheet().attributes[:, 0], run.sheet().labels == 0
+    gap = abs(margin[leaf & (corner == "red")].mean() - margin[leaf & (corner == "blue")].mean())
+    assert run.audits[-1].estimate("own.margin_gap", group="colour").value == pytest.approx(gap, abs=1e-6)
+
+
+def test_a_function_is_a_method_like_any_other(runs: dict[str, Path]) -> None:
+    e = read_run(runs["clean"]).audits[-1].estimate("own.hottest_cell", region="corner", method="strength")
+    # It sees the corner as well as the middle; what the net decides by is the middle alone.
+    assert e.value is not None and 0 < e.value < 1
+
+
+def test_pages_and_words_have_them(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = read_run(runs["biased"])
+    assert "And by metrics of your own?" in render(run) and "own.hottest_cell" in render(run)
+    found = compare_runs(run, read_run(runs["clean"]))
+    changed = {d.before.metric for d in found.differences if d.state == "changed"}
+    assert {"own.hottest_cell", "own.margin_gap"} <= changed
+    assert "own.margin gap by colour" in render_comparison(found)
+    (tmp_path / "audit.yaml").write_text("rules:\n  - {metric: own.hottest_cell, region: corner, max: 0.5}\n")
+    file = read_policy(tmp_path / "audit.yaml")
+    assert in_words(file.policy.rules[0]) == (
+        "own.hottest cell on corner, by each explanation method that is fit, must be at most 0.5"
+    )
+    # Without `method` it must hold for both, and `strength` looks at the corner as well.
+    assert len(check_policy(file, run).rules[0].checks) == 2
+
+
+def test_what_was_not_measured_never_passes(audit_set: AuditDataset, tmp_path: Path) -> None:
+    policy = {"rules": [{"metric": "own.hotest_cell", "region": "corner", "max": 0.5}]}
+    result = audit_model(clean(), audit_set, plan=PLAN, policy=policy)
+    assert result.judgement.outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("metric", ["own.", "own.two words", "owned.by", "enrichmnt"])
+def test_names_that_are_none(metric: str, tmp_path: Path) -> None:
+    path = tmp_path / "audit.yaml"
+    path.write_text(f"rules:\n  - metric: {metric}\n    region: corner\n    max: 1\n")
+    with pytest.raises(ValueError, match=r"audit.yaml, line 2: rules.0.metric: unknown metric"):
+        read_policy(path)
+
+
+def unnamed(maps: Tensor, regions: ProjectedRegions) -> Scored:
+    return Scored(maps.sum(), maps.sum() > 0)
+
+
+def misnamed(scores: SampleScores, attributes: object, subjects: Subjects, seed: int) -> Iterator[Estimate]:
+    yield Estimate("accuracy", 1.0, 1.0, 1.0, 100)
+
+
+def test_what_does_not_fit_is_refused(audit_set: AuditDataset) -> None:
+    with pytest.raises(ValueError, match=r"metrics: 'hottest_cell' stands twice"):
+        AuditPlan(metrics=(hottest_cell, hottest_cell))
+    with pytest.raises(ValueError, match=r"metrics: '<lambda>' stands twice or is no name"):
+        AuditPlan(metrics=(lambda maps, regions: hottest_cell(maps, regions),))
+    with pytest.raises(ValueError, match=r"own\.unnamed: expected value and valid of shape \(2, 32, 3\)"):
+        audit_model(clean(), audit_set, plan=AuditPlan(metrics=(unnamed,)))
+    with pytest.raises(ValueError, match=r"expected a metric called own\.something, got 'accuracy'"):
+        audit_model(clean(), audit_set, plan=AuditPlan(evidence=(misnamed,)))
+    assert Policy.model_validate(POLICY).rules[0].metric == "own.hottest_cell"
