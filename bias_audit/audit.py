@@ -7,9 +7,10 @@ copy at the end brings them over.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -55,8 +56,9 @@ from bias_audit.results import (
     Thumbnails,
     now,
 )
+from bias_audit.rng import preserved_rng
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, decisions_of, maps_of, score_batch
-from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, OWN, PROBE_METRICS, REMAINDER, Estimate
+from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, OWN, OWN_NAME, PROBE_METRICS, REMAINDER, Estimate
 from bias_audit.verdict import judge
 
 Progress = Callable[[int, int], None]
@@ -243,7 +245,8 @@ class Auditor:
                 spatial output, a model output that is not `(B, classes)`; or one of these on another rank.
         """
         started = time.monotonic()
-        with ranks.together():
+        # Evidence of the user's own may draw random numbers.
+        with ranks.together(), preserved_rng():
             device = _device_of(model)
             self._find_layer(model, forward_context)
             plan, trained, count = self.plan, trigger != "reference", len(self.audit_set)
@@ -354,6 +357,12 @@ class Auditor:
             torch.cat(parts, dim=axis).cpu().numpy()
             for parts, axis in zip(zip(*batches, strict=True), SAMPLE_AXES, strict=True)
         )
+        signed = [name for name, own in zip(self.plan.method_names, maps, strict=True) if (own < 0).any()]
+        if signed:
+            raise ValueError(
+                f"method {signed[0]}: gives maps below 0, and an audit measures shares of energy: take `.relu()` or "
+                "`.abs()` of them"
+            )
         return SampleScores(
             metrics=(*METRICS, *self.plan.metric_names),
             methods=self.plan.method_names,
@@ -539,11 +548,34 @@ class Auditor:
 
     def _own(self, scores: SampleScores) -> Iterator[Estimate]:
         """What the user's own evidence says."""
+        seen: set[object] = set()
         for gather in self.plan.evidence:
-            for e in gather(scores, self.audit_set.attribute_table, self.audit_set.subjects, self.plan.seed):
-                if not e.metric.startswith(OWN):
-                    raise ValueError(f"evidence: expected a metric called {OWN}something, got {e.metric!r}: rename it")
+            found = gather(scores, self.audit_set.attribute_table, self.audit_set.subjects, self.plan.seed)
+            if not isinstance(found, Iterable):
+                raise ValueError(f"evidence: expected estimates, got {found!r}: yield them, or return a list")
+            for e in found:
+                wrong = _wrong_with(e, self.plan.metric_names)
+                if not wrong and e.key in seen:
+                    wrong = f"{e.subject}: stands twice: give one of them another metric, region, class or group"
+                if wrong:
+                    raise ValueError(f"evidence: {wrong}")
+                seen.add(e.key)
                 yield e
+
+
+def _wrong_with(e: object, metrics: Sequence[str]) -> str:
+    """Why something that the user's evidence gives is no estimate of it; "" if all is well."""
+    if not isinstance(e, Estimate):
+        return f"expected estimates, got {e!r}: make `bias_audit.terms.Estimate`s"
+    if not re.fullmatch(OWN_NAME, e.metric):
+        return f"expected a metric called {OWN}something, got {e.metric!r}: rename it, in letters, digits and _"
+    if e.metric in metrics:
+        return f"{e.metric} is one of the plan's `metrics`: rename it"
+    numbers = (e.value, e.low, e.high)
+    are_numbers = all(x is None or isinstance(x, int | float | np.number) for x in numbers)
+    if not are_numbers or not isinstance(e.n, int | np.integer) or e.n < 0:
+        return f"{e.subject}: expected numbers or None, and n a count of images, got {numbers} and {e.n!r}"
+    return ""
 
 
 _OF_INTERVENTIONS = (*INTERVENTION_METRICS, *PROBE_METRICS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bias_audit.terms import COMPARING_METRICS, REMAINDER, Estimate
+from bias_audit.terms import COMPARING_METRICS, OWN, REMAINDER, Estimate
 
 if TYPE_CHECKING:
     from bias_audit.results import RegionCount
@@ -41,7 +41,8 @@ def caveats(annotated: Iterable[RegionCount]) -> tuple[str, ...]:
 
 
 def headlines(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
-    """Over all images: accuracy, each region's enrichment, what interventions do, and the gaps between groups.
+    """Over all images: accuracy, each region's enrichment, what interventions do, the gaps between groups, and what the
+    user's own metrics say.
 
     Those of one class or one group, and those of what no region covers, are left out.
 
@@ -51,10 +52,16 @@ def headlines(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
         True
     """
     found = [e for e in estimates if is_headline(e)]
-    return tuple(sorted(found, key=lambda e: HEADLINES.index(e.metric)))
+    order = {metric: place for place, metric in enumerate(HEADLINES)}
+    return tuple(sorted(found, key=lambda e: order.get(e.metric, len(order))))
 
 
 def is_headline(e: Estimate) -> bool:
     """Whether an estimate is one of `headlines`."""
-    one_group = e.group is not None and e.metric not in COMPARING_METRICS
-    return e.metric in HEADLINES and e.class_name is None and not one_group and e.region != REMAINDER
+    one_group = e.group is not None and "=" in e.group and e.metric not in COMPARING_METRICS
+    return (
+        (e.metric in HEADLINES or e.metric.startswith(OWN))
+        and e.class_name is None
+        and not one_group
+        and e.region != REMAINDER
+    )

@@ -23,7 +23,7 @@ from bias_audit.evidence.proportions import minus, paired_difference
 from bias_audit.history import Change
 from bias_audit.records import Run
 from bias_audit.stats import Floats, Intervals, bootstrap_ratios, newcombe, wilson
-from bias_audit.terms import Estimate
+from bias_audit.terms import OWN, Estimate
 
 # Of one image 0 or 1, but for ties and for what controls do.
 _HITS = ("pointing_game", "removal_flips")
@@ -313,7 +313,8 @@ def _intervals(columns: Sequence[_Column], seed: int) -> dict[Key, tuple[Change,
     for c, value, low, high in zip(drawn, *(bound.tolist() for bound in bounds), strict=True):
         # Resampling hits that all stayed as they are gives no width, as if that were certain.
         moves = c.differences[c.weights > 0]
-        stayed = low == high and c.key[0] in _HITS and bool(np.isin(moves, (-1, 0, 1)).all())
+        of_hits = c.key[0] in _HITS or c.key[0].startswith(OWN)
+        stayed = low == high and of_hits and bool(np.isin(moves, (-1, 0, 1)).all())
         found[c.key] = Change(*(_of_hits(c) if stayed else (value, low, high))), c.n
     return found
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bias_audit.attribution.cam import FORMULAS, Formula, Sign, check_sign
 from bias_audit.attribution.layers import Forward, call
+from bias_audit.attribution.methods import METHODS as METHODS_BY_NAME
 from bias_audit.attribution.methods import find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
 from bias_audit.evidence.changes import Swap
@@ -42,9 +43,10 @@ class AuditPlan:
     Args:
         layer: name of the submodule to explain; by default the last whose output keeps the image's places.
         methods: the explanation methods, each a formula on one layer's activations and gradients: names, or functions
-            `(activations, gradients, sign) -> maps`, which go by their names.
+            `(activations, gradients, sign) -> maps` of at least 0, which go by their names.
         metrics: functions `(maps, regions) -> Scored` measured beside the metrics that there are, on each map and
-            region, as `localization.energy_share`; a function `f` is the metric `own.f` in records and policies.
+            region, as `localization.energy_share`; a function `f` is the metric `own.f` in records and policies. One
+            that is infinite on an image has no mean, and decides nothing.
         evidence: functions `(scores, attributes, subjects, seed) -> Estimate`s, of metrics called `own.something`.
         target: which score: "margin" (the label's logit minus the largest other), "label" (the label's logit),
             "predicted" (the predicted class's), or a function from labels `(B,)` to a target.
@@ -105,6 +107,10 @@ class AuditPlan:
                     f"{kind}: {wrong!r} stands twice or is no name: give functions, each with its own name"
                 )
         for method in self.methods:
+            name = find_method(method).name
+            taken = name in METHODS_BY_NAME and METHODS_BY_NAME[name].formula is not method
+            if callable(method) and (taken or not name.isidentifier()):
+                raise ValueError(f"methods: {name!r} is no name, or another's: give the function one of its own")
             if find_method(method).formula is None:
                 raise ValueError(
                     f"{method} makes forward passes of its own: an audit takes {', '.join(FORMULAS)}; use `explain`"

@@ -21,6 +21,7 @@ from bias_audit.terms import (
     EXPLAINER_METRICS,
     GROUP_METRICS,
     OWN,
+    OWN_NAME,
     REGION_METRICS,
     REMAINDER,
     ROLES,
@@ -69,7 +70,7 @@ def _kind_of_metric(value: object) -> str:
 
 
 Metric = Annotated[
-    Annotated[_Known, Tag("known")] | Annotated[str, Field(pattern=rf"^{OWN[:-1]}\.[A-Za-z_]\w*$"), Tag("own")],
+    Annotated[_Known, Tag("known")] | Annotated[str, Field(pattern=OWN_NAME), Tag("own")],
     Discriminator(_kind_of_metric),
 ]
 

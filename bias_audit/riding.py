@@ -18,6 +18,7 @@ from bias_audit.attribution.capture import Capture, borrowed, capture
 from bias_audit.attribution.ride import Rider, why_not
 from bias_audit.attribution.targets import Target
 from bias_audit.data.samples import AuditBatch
+from bias_audit.rng import preserved_rng
 
 if TYPE_CHECKING:
     from bias_audit.audit import Auditor, ForwardContext
@@ -125,7 +126,9 @@ class RideAlong:
         kept = torch.tensor(rows, device=batch.images.device)
         places = tuple(self._places[batch.indices[row]] for row in rows)
         part = taken if len(rows) == len(batch.indices) else _rows(taken, kept)
-        self._scores.append(self._auditor.score(part, batch.labels[kept], batch.masks[kept], places))
+        # A metric of the user's own may draw random numbers, and training goes on after this.
+        with preserved_rng():
+            self._scores.append(self._auditor.score(part, batch.labels[kept], batch.masks[kept], places))
         self._order += places
 
     def finish(self) -> list[BatchScores] | None:

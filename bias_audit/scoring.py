@@ -52,22 +52,39 @@ def score_batch(
 
 def maps_of(taken: Capture, plan: AuditPlan) -> Tensor:
     """The maps by each method, `(M, B, h, w)`."""
-    formulas = (find_method(method).formula for method in plan.methods)
-    return torch.stack([f(taken.activations, taken.gradients, plan.sign) for f in formulas if f is not None])
+    formulas = [(method.name, method.formula) for method in map(find_method, plan.methods)]
+    maps = [(name, f(taken.activations, taken.gradients, plan.sign)) for name, f in formulas if f is not None]
+    expected = (len(taken.activations), *taken.activations.shape[2:])
+    for name, found in maps:
+        if not isinstance(found, Tensor) or found.shape != expected:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"method {name}: expected maps of shape {expected} (images, places), got {got}")
+    return torch.stack([found.detach().float() for _, found in maps])
 
 
 def _localized(maps: Tensor, projected: ProjectedRegions, regions: PixelRegions, plan: AuditPlan) -> Tensor:
     share = energy_share(maps, projected)
     scored = [share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold)]
     for name, metric in zip(plan.metric_names, plan.metrics, strict=True):
-        own = Scored(*metric(maps, projected))
-        if own.value.shape != share.value.shape or own.valid.shape != share.value.shape:
-            raise ValueError(
-                f"{name}: expected value and valid of shape {tuple(share.value.shape)} (methods, images, regions), got "
-                f"{tuple(own.value.shape)} and {tuple(own.valid.shape)}"
-            )
-        scored.append(own)
+        scored.append(_checked(name, metric(maps, projected), share))
     return torch.stack([torch.where(s.valid, s.value, torch.nan) for s in scored])
+
+
+def _checked(name: str, given: object, like: Scored) -> Scored:
+    """What a metric of the user's gives, of the shape and type of the others."""
+    shape, device = tuple(like.value.shape), like.value.device
+    expected = f"{name}: expected value and valid of shape {shape} (methods, images, regions)"
+    if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(part, Tensor) for part in given):
+        raise ValueError(f"{expected}, as two tensors, got {type(given).__name__}")
+    own = Scored(*given)
+    if own.value.shape != shape or own.valid.shape != shape:
+        raise ValueError(f"{expected}, got {tuple(own.value.shape)} and {tuple(own.valid.shape)}")
+    if own.valid.dtype != torch.bool or {own.value.device, own.valid.device} != {device}:
+        raise ValueError(
+            f"{expected}, valid of bool and both on {device}, got {own.valid.dtype} on {own.valid.device}, and value "
+            f"on {own.value.device}"
+        )
+    return Scored(own.value.detach().to(like.value.dtype), own.valid)
 
 
 def decisions_of(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,13 +135,16 @@ def print_choices(console: Console, found: Choices) -> None:
         table.add_column(text(name), overflow="fold")
     for name in ("images", "annotated", "chosen", "after that"):
         table.add_column(name, justify="right", no_wrap=True)
-    for cell in found.cells:
+    for cell in found.cells[:MOST_ROWS]:
         after = cell.annotated + cell.chosen
         counts = (str(cell.images), str(cell.annotated), str(cell.chosen), str(after))
         table.add_row(*map(text, (cell.label, *cell.values, *counts)), style="yellow" if after == cell.images else "")
     console.print(table)
+    if len(found.cells) > MOST_ROWS:
+        console.print(text(f"and {len(found.cells) - MOST_ROWS} more cells"))
     led = sum(choice.why != "balance" for choice in found.picked)
-    console.print(text(f"{len(found.picked)} images to annotate, {led} of them for where their heatmaps lie."))
+    images = "1 image" if len(found.picked) == 1 else f"{len(found.picked)} images"
+    console.print(text(f"{images} to annotate, {led} of them for where their heatmaps lie."))
     if any(cell.annotated + cell.chosen == cell.images for cell in found.cells):
         console.print(text("A cell in yellow has no image left.", "yellow"))
 

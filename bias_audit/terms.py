@@ -107,6 +107,7 @@ EXPLAINER_METRICS: tuple[ExplainerMetric, ...] = get_args(ExplainerMetric)
 
 # Metrics of the user's own begin with this.
 OWN = "own."
+OWN_NAME = r"^own\.[A-Za-z_]\w*$"
 
 
 def is_of_maps(metric: str) -> bool:

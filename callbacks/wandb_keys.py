@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bias_audit.terms import COMPARING_METRICS, REMAINDER, Estimate, Subjects
+from bias_audit.terms import COMPARING_METRICS, OWN, REMAINDER, Estimate, Subjects
 
 LONGEST = 48
 # More lines than these nobody reads in a section; the rest is in the records and in the table of all scalars.
@@ -118,17 +118,18 @@ class Keys:
 
     def _question(self, e: Estimate) -> Question | None:
         one_group = e.group is not None and e.metric not in COMPARING_METRICS
-        if e.metric in _WHERE and e.region is not None and e.class_name is None and e.group is None:
+        own = e.metric.startswith(OWN)
+        if (own or e.metric in _WHERE) and e.region is not None and e.class_name is None and e.group is None:
             return "where"
         if e.metric in _RELY and e.class_name is None and not one_group:
             return "rely"
         few = e.class_name is None or len(self._classes) <= MOST_CLASSES
-        if e.metric in _WHOM and e.region is None and few and not (one_group and e.class_name is not None):
+        if (own or e.metric in _WHOM) and e.region is None and few and not (one_group and e.class_name is not None):
             return "whom"
         return None
 
     def _item(self, e: Estimate, first_method: str) -> str:
-        parts = [e.metric]
+        parts = [_plain(e.metric)]
         if e.region is not None:
             parts.append(self._regions.get(e.region, _plain(e.region)))
         if e.class_name is not None:

@@ -265,7 +265,7 @@ def _charts(series: Sequence[Series], policy: Policy, subjects: Subjects) -> lis
             x=STEP,
             y=[s.key, s.low, s.high, *_control_of(s.estimate, controls)],
             title_x="training step",
-            title_y=_UNITS[s.estimate.metric],
+            title_y=_UNITS.get(s.estimate.metric, "value"),
         )
         for s in [s for s in series if s.key not in controls.values()][:MOST_CHARTS]
     ]

@@ -156,6 +156,26 @@ def test_an_outline_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
+    """Backslashes, a byte order mark, an empty ring for a box; an id that is text in one place only is said."""
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "ward\\a.jpg", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[]], "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "hair"}],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    found = read_annotations(path).images[0]
+    assert (found.file, found.annotations) == ("ward/a.jpg", (Annotation("hair", Box(1, 2, 4, 6)),))
+    content["annotations"] += [{"image_id": "1", "category_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 9}]
+    content["annotations"][2] = content["annotations"][0] | {"image_id": 9}
+    path.write_text(json.dumps(content, indent=0))
+    line = path.read_text().splitlines().index('"image_id": "1",')
+    with pytest.raises(Misfit, match=rf"a\.json, line {line}: the image_id '1' is a text") as caught:
+        read_annotations(path)
+    assert len(caught.value.lines) == 1
+
+
 def test_what_other_tools_mean_by_score_source_and_instance_is_passed_over(tmp_path: Path) -> None:
     one = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "segmentation": []}
     odd = ({"score": 7.5, "source": {"tool": 3}, "instance": "x"}, {"score": True, "instance": False}, {"score": "1"})
@@ -382,6 +402,23 @@ def test_masks_without_their_image_and_pictures_that_are_none_are_said_at_once(t
         masks.read(tmp_path / "masks", None)
 
 
+def test_masks_may_lie_below_their_images_and_are_png(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "masks" / "hair" / "a.png")
+    # What macOS and editors put beside files.
+    (tmp_path / "masks" / "hair" / "._a.png").write_bytes(b"no picture")
+    (tmp_path / "._a.jpg").write_bytes(b"no picture")
+    (tmp_path / "consent.pdf").write_bytes(b"%PDF-1.4")
+    found = masks.read(tmp_path / "masks", tmp_path)
+    assert [(one.file, len(one.annotations)) for one in found.images] == [("a.jpg", 1)]
+    (tmp_path / "masks" / "hair" / "a.png").rename(tmp_path / "masks" / "hair" / "a.PNG")
+    (tmp_path / "labels.csv").write_text("file,label\na.jpg,x\n")
+    with pytest.raises(Misfit, match=r"hair/a\.PNG: is no \.png"):
+        masks.read(tmp_path / "masks", tmp_path)
+    with pytest.raises(Misfit, match=r"hair/a\.PNG: is no \.png"):
+        AuditDataset.from_folder(tmp_path, labels=tmp_path / "labels.csv", masks=tmp_path / "masks", object=["hair"])
+
+
 def test_masks_that_cannot_be_written_apart_are_refused(tmp_path: Path) -> None:
     hair = Annotation("hair", Box(0, 0, 4, 4))
     clash = Annotations((image("a.png", hair), image("a.jpg", hair)), ("hair", "../coat", "", "a/b"))
@@ -418,7 +455,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_names_stay_in_their_folder(tmp_path: Path) -> None:
-    outside = ["../a", "a/../../b", "/a", "\\a", r"..\a", "C:\\a", r"\\host\a", "//host/a"]
+    outside = ["", ".", "./", "../a", "a/../../b", "/a", "\\a", r"..\a", "C:\\a", r"\\host\a", "//host/a"]
     inside = ["a", "a/b", "a..b", "...", "a b", "x:1.jpg", ".hidden"]
     assert [leaves(name) for name in outside + inside] == [True] * len(outside) + [False] * len(inside)
     picture(tmp_path / "in" / "a.png")
@@ -439,6 +476,9 @@ def test_a_size_is_read_without_decoding(tmp_path: Path) -> None:
 
 
 def test_a_format_is_found_or_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "task.zip").write_bytes(b"PK")
+    with pytest.raises(Misfit, match=r"task\.zip: is none of .*: unpack it"):
+        recognised(tmp_path / "task.zip")
     coco.write(annotated(image("a.png")), tmp_path / "regions.json")
     assert recognised(tmp_path / "regions.json") == "coco"
     (tmp_path / "other.json").write_text("[3]")

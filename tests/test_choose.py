@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_every_beginning_of_the_list_is_even_too() -> None:
             max(growing) - min(growing) <= 1 and counts["03"] == min(3, counts["03"]) and counts["03"] <= max(growing)
         )
     assert Counter(picked)["03"] == 3
+
+
+def test_with_fewer_images_than_cells_labels_take_turns() -> None:
+    rows = table(*[3] * 60)
+    for count in (2, 10, 30, 60):
+        labels = [choice.row.label for choice in choose(rows, count).picked]
+        assert labels.count("doctor") == labels.count("nurse") == count // 2
+        # Nor are they the first values in the alphabet.
+        wards = {choice.row.attributes["ward"] for choice in choose(rows, count).picked}
+        assert len(wards) == count and (count > 30 or max(wards) > "30")
 
 
 def test_the_draw_goes_by_names_alone() -> None:
@@ -192,7 +203,9 @@ def test_without_any_region_the_clusters_lead_each_from_its_centre(tmp_path: Pat
     assert set(corner) == MARKED and not any("remainder" in name for name in names)
 
 
-def write_labels(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("file", "label", "ward")) -> Path:
+def write_labels(
+    path: Path, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ("file", "label", "ward")
+) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return path
@@ -258,6 +271,27 @@ def test_columns_to_balance_by(
     assert "A cell in yellow has no image left." in capsys.readouterr().out
 
 
+def test_a_column_that_names_images_is_nothing_to_balance_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"{n}.png", "leaf", ("north", "south")[n % 2], f"patient {n % 30}") for n in range(100)]
+    path = write_labels(tmp_path / "labels.csv", rows, ("file", "label", "ward", "patient"))
+    out = tmp_path / "chosen.csv"
+    assert command(monkeypatch, path, "-n", 6, "-o", out) == 2 and not out.exists()
+    said = capsys.readouterr().err
+    assert "line 1: column 'patient' has 30 values in 100 rows" in said and "--attribute" in said
+    assert "'ward'" not in said
+    assert command(monkeypatch, path, "-n", 6, "--attribute", "label", "-o", out) == 2
+    assert "'label' is no attribute" in capsys.readouterr().err
+    # Who asks for it gets it; of many cells some are printed.
+    assert command(monkeypatch, path, "-n", 6, "--attribute", "patient", "--attribute", "ward", "-o", out) == 0
+    assert "6 images" in capsys.readouterr().out
+    more = [(f"{n}.png", "leaf", f"ward {n % 50}") for n in range(200)]
+    assert command(monkeypatch, write_labels(path, more), "-n", 6, "-o", out, "--force") == 0
+    text = capsys.readouterr().out
+    assert "and 10 more cells" in text and text.count("│ leaf") == 40
+
+
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +314,7 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(
         ((labels, "-n", 5, "--run", synthetic), "audited no image of"),
         ((labels, "-n", 5, "--run", make_run(tmp_path / "empty", audits=0, ids=["leaf-0.png"])), "no audit"),
         ((labels, "-n", 5, "-o", labels), "is what is read"),
+        ((labels, "-n", 5, "-o", tmp_path / "nowhere/chosen.csv"), "nowhere is not there: make it"),
         ((labels, "-n", 0), "-n"),
         ((why, "-n", 1), "remove it"),
         ((write_labels(tmp_path / "none.csv", []), "-n", 1), "no row below its header"),

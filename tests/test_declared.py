@@ -255,6 +255,18 @@ def test_mistakes_name_the_file_the_line_and_the_key(planted: Path, text: str, m
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("images", [".", "photos"])
+def test_of_paths_that_begin_alike_the_one_that_is_meant_is_named(tmp_path: Path, images: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "set").write_text("file,region,left,top,right,bottom\na.png,hair,9,1,3,4\n")
+    (tmp_path / "set.csv").write_text("file,label\na.png,\n")
+    path = tmp_path / "audit.yaml"
+    path.write_text(f"reader: boxes\nannotations: set\nimages: {images}\nlabels: set.csv\n")
+    with pytest.raises(ValueError, match=r"line 2: annotations: .*set, line 2") as caught:
+        read_declared(path)
+    assert f"{path}, line 4: labels: {tmp_path / 'set.csv'}, line 2: no value" in str(caught.value)
+
+
 def test_images_without_any_region_need_no_masks(planted: Path) -> None:
     found = read_declared(declare(planted, "reader: folder\nimages: images\nlabels: labels.csv\n"))
     assert len(found) == 8 and found.subjects.regions == ()

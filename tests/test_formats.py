@@ -319,6 +319,8 @@ b.png,tie,1,2,3,9,1.5
 c.png,tie,1,2,3
 ../d.png,tie,1,2,3,4,
 e.png,tie,1,2,3,4,1,2
+,tie,1,2,3,4,
+,tie,1,2,3,4,
 f.png,tie,1,2,1e9,4,
 good.png,tie,1,2,3,4,
 """
@@ -355,7 +357,7 @@ good.png,tie,1,2,3,4,
             "a.json",
             TASKS,
             ["line 2: image 'a.png': y is ''", "line 3: image 'a.png': its `points` are no pairs",
-             "line 4: image 'a.png': a key point has no area", "line 5: image 'a.png': its `rle` ends too early",
+             "line 4: image 'a.png': keypointlabels are not read", "line 5: image 'a.png': its `rle` ends too early",
              "line 6: image 'a.png': its `rle` is no list of bytes", "line 7: image 'a.png': has 0 x 0 pixels",
              "line 8: image 'a.png': it has no label", "line 10: a task has no image"],
         ),
@@ -365,7 +367,8 @@ good.png,tie,1,2,3,4,
             ["line 2: image 'a.png': a box has its left edge at 9", "line 3: image 'a.png': bottom is 'nan'",
              "line 4: image 'a.png': no value in column 'region'", "line 5: image 'b.png': score is 1.5",
              "line 6: image 'c.png': bottom is ''", "line 7: image '../d.png': is not in the folder",
-             "line 8: image 'e.png': more values than columns", "line 9: image 'f.png': a coordinate is 1e+09"],
+             "line 8: image 'e.png': more values than columns", "line 9: no value in column 'file'",
+             "line 10: no value in column 'file'", "line 11: image 'f.png': a coordinate is 1e+09"],
         ),
     ],
     ids=["cvat", "voc", "labelme", "labelstudio", "boxes"],
@@ -453,6 +456,9 @@ def test_lines_of_xml_are_known_beyond_65535(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_text("<annotations>" + "\n" * 70_000 + "<image/></annotations>")
     assert next(read_xml(path, "annotations").all("image")).line == 70_001
+    path.write_text('<?xml version="1.0" encoding="gb2312"?><annotations/>')
+    with pytest.raises(ValueError, match=r"a\.xml, line 1: not valid XML: multi-byte .* in UTF-8"):
+        read_xml(path, "annotations")
     path.write_text("<annotations>\n<image></annotations>")
     with pytest.raises(ValueError, match=r"a\.xml, line 2: not valid XML"):
         read_xml(path, "annotations")
@@ -490,6 +496,22 @@ def test_small_files_take_little_memory(tmp_path: Path) -> None:
         "sides.xml": f'<annotations><image name="a" width="{huge}" height="{huge}"/></annotations>',
         "voc.xml": "<annotation><filename>a</filename><size><width>65536</width><height>65536</height></size>"
         "</annotation>",
+        "count.json": json.dumps(
+            [
+                {
+                    "data": {"image": "a"},
+                    "annotations": [
+                        {
+                            "result": [
+                                brush
+                                | {"value": {"rle": 1 << 28, "brushlabels": ["x"]}}
+                                | {"original_width": 9, "original_height": 9}
+                            ]
+                        }
+                    ],
+                }
+            ]
+        ),
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
@@ -600,6 +622,49 @@ def test_label_studio_finds_the_image_by_the_end_of_its_path(tmp_path: Path) -> 
     assert label_studio.read(tmp_path / "a.json").images[0].file == "c.png"
 
 
+def test_label_studio_labels_apart_from_their_shapes(tmp_path: Path) -> None:
+    """As `<Labels>` beside `<Rectangle>` and the like gives them: the shape twice, once with its label."""
+    size = {"original_width": 32, "original_height": 24, "image_rotation": 0}
+    shapes: dict[str, dict[str, object]] = {
+        "rectangle": {"x": 25, "y": 25, "width": 50, "height": 50, "rotation": 0},
+        "polygon": {"points": [[0, 0], [50, 0], [50, 50]]},
+        "ellipse": {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 0},
+        "brush": {"format": "rle", "rle": label_studio._packed(FACE)},
+    }
+    listed = [
+        size | {"id": kind, "type": name, "value": value | labels}
+        for kind, value in shapes.items()
+        for name, labels in ((kind, {}), ("labels", {"labels": [f"a {kind}"]}))
+    ]
+    words = {"id": "t", "type": "labels", "value": {"start": 1, "end": 2, "text": "x", "labels": ["word"]}}
+    (tmp_path / "a.json").write_text(json.dumps([task(annotations=[{"result": [*listed, words]}])]))
+    found = read_annotations(tmp_path / "a.json").images[0].annotations
+    assert [a.region for a in found] == [f"a {kind}" for kind in shapes]
+    assert found[0].outline == Box(8, 6, 24, 18) and (mask_of(found[3].outline, SIZE) == FACE).all()
+    assert found[1].outline == Polygons(((0, 0, 16, 0, 16, 12),)) and isinstance(found[2].outline, Polygons)
+    # A shape without its label is nothing that can be measured, and so is what is not read.
+    unread = size | {"id": "b", "type": "bitmasklabels", "value": {"bitmasklabels": ["hair"]}}
+    (tmp_path / "a.json").write_text(json.dumps([task(annotations=[{"result": [listed[0], listed[3], unread]}])]))
+    with pytest.raises(Misfit) as wrong:
+        read_annotations(tmp_path / "a.json")
+    assert len(lines(wrong)) == 2 and "it has no label" in lines(wrong)[0] and "bitmasklabels are" in lines(wrong)[1]
+
+
+def test_label_studio_names_that_an_address_cannot_hold(tmp_path: Path) -> None:
+    name = "a+b #1&d=%20?.png"
+    found = there_and_back(of(Annotation("tie", Box(3, 2, 11, 9)), file=name), "labelstudio", tmp_path)
+    assert found.images[0].file == name
+    for said, error in (
+        ("data:image/png;base64," + "A" * 5000, "holds its image itself"),
+        ("/data/local-files/?d=..%5Ca.png", "not in the folder of the images"),
+    ):
+        (tmp_path / "b.json").write_text(json.dumps([{"data": {"image": said}, "annotations": []}]))
+        with pytest.raises(Misfit, match=error):
+            read_annotations(tmp_path / "b.json", tmp_path)
+    (tmp_path / "c.json").write_text('[{"data": {"image": "/data/local-files/?d=ward%5Ca.png"}, "annotations": []}]')
+    assert read_annotations(tmp_path / "c.json").images[0].file == "ward/a.png"
+
+
 def test_label_studio_runs_longer_than_a_word(tmp_path: Path) -> None:
     """Of more than 65,536 bytes."""
     size = (300, 400)
@@ -684,6 +749,12 @@ def test_voc_is_read_by_torchvision(tmp_path: Path) -> None:
     assert (np.asarray(painted) == 2 * FACE).all(), "face is the second region"
 
 
+def test_one_file_of_voc_has_its_pictures(tmp_path: Path) -> None:
+    write_annotations(of(Annotation("face", runs_of(FACE))), tmp_path / "out", "voc")
+    found = read_annotations(tmp_path / "out" / "Annotations" / "a.xml")
+    assert (drawn(found)["a.png", "face"] == FACE).all()
+
+
 def test_voc_says_what_lies_under_other_things(tmp_path: Path) -> None:
     # The person's hole stays one.
     person, face = filled(0, 20, 0, 20) & ~filled(12, 15, 12, 15), filled(2, 8, 5, 9)
@@ -714,6 +785,9 @@ def test_yolo_is_found_where_its_tools_put_it(tmp_path: Path, picture: str, labe
     (tmp_path / labels).write_text("1 0.5 0.5 0.25 0.5\n0 0.25 0.25 0.5 0.25 0.5 0.5 0.25 0.5\n0 .5 .5 1 1 .75\n")
     (tmp_path / names).write_text("names: {0: hair, 1: tie}\n" if names == "data.yaml" else "hair\ntie\n")
     (tmp_path / "README.txt").write_text("not labels")
+    # LabelImg writes it there, and macOS the other.
+    (tmp_path / labels).with_name("classes.txt").write_text("hair\ntie\n")
+    (tmp_path / labels).with_name("._a.txt").write_bytes(b"\0\5")
     found = read_annotations(tmp_path)
     assert found.regions == ("hair", "tie") and len(found.images) == 1
     tie, corners, whole = found.images[0].annotations
@@ -786,6 +860,30 @@ def test_a_writer_refuses_what_it_would_lose_and_writes_nothing(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
+@pytest.mark.parametrize("to", ["labelme", "cvat", "labelstudio", "yolo", "voc", "boxes"])
+def test_boxes_without_an_area_are_refused_where_they_come_from(tmp_path: Path, to: str) -> None:
+    """COCO may hold such; what is refused only when it is read again would be said of a file that is gone."""
+    pictures(tmp_path, "a.png")
+    write_annotations(of(Annotation("tie", Box(1, 1, 1, 4))), tmp_path / "thin.json", "coco")
+    with pytest.raises(Misfit) as wrong:
+        convert(tmp_path / "thin.json", to, tmp_path / "out", images=tmp_path)
+    assert len(lines(wrong)) == 1
+    assert lines(wrong)[0].startswith(f"{tmp_path / 'thin.json'}: image 'a.png': 'tie': a box has its left edge at 1")
+
+
+def test_what_yolo_cannot_say_is_refused_where_it_comes_from(tmp_path: Path) -> None:
+    images = pictures(tmp_path / "images", "a.png")
+    for outline in (Box(200, 1, 210, 4), Polygons(((1, 1, 900, 1, 900, 900),))):
+        write_annotations(of(Annotation("tie", outline)), tmp_path / "far.json", "coco")
+        with pytest.raises(Misfit, match=r"far\.json: image 'a\.png': 'tie': has the places"):
+            convert(tmp_path / "far.json", "yolo", tmp_path / "out", images=images)
+    write_annotations(of(Annotation("tie", Box(1, 1, 2, 4)), file="gone.png"), tmp_path / "gone.json", "coco")
+    for to in ("yolo", "masks"):
+        with pytest.raises(Misfit, match=r"gone\.json: image 'gone\.png': no file .*images/gone\.png"):
+            convert(tmp_path / "gone.json", to, tmp_path / "out", images=images)
+    assert not (tmp_path / "out").exists()
+
+
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["regions", "convert", *map(str, arguments)])
     return result.exit_code, result.output or str(result.exception)
@@ -833,7 +931,7 @@ def test_convert_writes_nothing_where_it_refuses(tmp_path: Path) -> None:
         ((path, "--to", "vock", "-o", tmp_path / "out"), "unknown format 'vock'"),
         ((path, "--to", "voc", "-o", tmp_path / "out", "--from", "cvat"), "not valid XML"),
         ((tmp_path / "gone", "--to", "voc", "-o", tmp_path / "out"), "is not there"),
-        ((tmp_path / "bad.csv", "--to", "coco", "-o", tmp_path / "out.json"), "line 9"),
+        ((tmp_path / "bad.csv", "--to", "coco", "-o", tmp_path / "out.json"), "line 11"),
     ):
         code, found = run(*arguments)
         assert code != 0 and said in found, found
@@ -858,7 +956,7 @@ assert "torch" not in sys.modules
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert len(ended.stderr.splitlines()) == 8 and "line 5: image 'b.png'" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 10 and "line 5: image 'b.png'" in ended.stderr
     assert (tmp_path / "voc" / "Annotations" / "a.xml").is_file() and not (tmp_path / "out.json").exists()
 
 

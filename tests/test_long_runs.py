@@ -44,9 +44,9 @@ def unlogged() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unlogged")
 def test_a_training_with_many_audits_holds_no_more_than_with_few(tmp_path: Path) -> None:
-    measured = long.measure(tmp_path / "run", 12, 8, warm_up=4, cycle=4)
+    measured = long.measure(tmp_path / "run", 16, 8, warm_up=4, cycle=4)
     # With the reference, and one at the end, since interventions were not made at every one.
-    assert len(measured.resident_kib) == 12 and len(read_run(tmp_path / "run").audits) == 14
+    assert len(measured.resident_kib) == 16 and len(read_run(tmp_path / "run").audits) == 18
     assert measured.gained == {}
     assert measured.left == {}
 

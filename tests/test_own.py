@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit import AuditDataset, AuditPlan, Policy, audit_model, read_run, run_gate
+from bias_audit.attribution import cam
 from bias_audit.attribution.cam import Sign
+from bias_audit.baseline import Baseline
+from bias_audit.callbacks.wandb_keys import Keys
 from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
-from bias_audit.localization import ProjectedRegions, Scored
+from bias_audit.headlines import headlines
+from bias_audit.localization import ProjectedRegions, Scored, energy_share
 from bias_audit.policy_check import check_policy, in_words
 from bias_audit.policy_file import read_policy
 from bias_audit.report import render
@@ -53,6 +60,7 @@ def strength(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
     return activations.abs().mean(dim=1)
 
 
+QUICK = AuditPlan(fitness_samples=0, intervention_samples=0)
 PLAN = AuditPlan(methods=("gradcam", strength), metrics=(hottest_cell,), evidence=(margin_gap,), fitness_samples=0)
 POLICY = {
     "rules": [
@@ -158,3 +166,127 @@ def test_what_does_not_fit_is_refused(audit_set: AuditDataset) -> None:
     with pytest.raises(ValueError, match=r"expected a metric called own\.something, got 'accuracy'"):
         audit_model(clean(), audit_set, plan=AuditPlan(evidence=(misnamed,)))
     assert Policy.model_validate(POLICY).rules[0].metric == "own.hottest_cell"
+
+
+def without_flags(maps: Tensor, regions: ProjectedRegions) -> Tensor:
+    return energy_share(maps, regions).value
+
+
+def flags_of_numbers(maps: Tensor, regions: ProjectedRegions) -> tuple[Tensor, Tensor]:
+    share, valid = energy_share(maps, regions)
+    return share, valid.float()
+
+
+@pytest.mark.parametrize(("metric", "got"), [(without_flags, "got Tensor"), (flags_of_numbers, "got torch.float32")])
+def test_a_metric_that_gives_something_else_is_named(audit_set: AuditDataset, metric: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"^own\.{metric.__name__}: expected value and valid of shape .*{got}"):
+        audit_model(clean(), audit_set, plan=AuditPlan(metrics=(metric,)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "expected estimates, got None: yield them"),
+        ([0.5], "expected estimates, got 0.5"),
+        ([Estimate("own.two words", 0.5, 0.4, 0.6, 40)], "got 'own.two words': rename it, in letters"),
+        ([Estimate("own.hottest_cell", 0.0, 0.0, 0.0, 40)], "is one of the plan's `metrics`"),
+        ([Estimate("own.e", 0.5, 0.4, 0.6, 40), Estimate("own.e", 0.1, 0.0, 0.2, 40)], "own.e: stands twice"),
+        ([Estimate("own.e", 0.5, 0.4, "0.6", 40)], "own.e: expected numbers"),  # type: ignore[arg-type]
+        ([Estimate("own.e", 0.5, 0.4, 0.6, -1)], "n a count of images"),
+    ],
+)
+def test_evidence_that_gives_something_else_is_refused(audit_set: AuditDataset, given: Any, said: str) -> None:
+    def gather(*_: object) -> Any:
+        return given
+
+    plan = replace(QUICK, metrics=(hottest_cell,), evidence=(gather,))
+    with pytest.raises(ValueError, match=f"^evidence: .*{re.escape(said)}"):
+        audit_model(clean(), audit_set, plan=plan)
+
+
+def with_a_channel(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
+    return activations.abs().mean(dim=1, keepdim=True)
+
+
+def below_zero(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
+    return -activations.abs().mean(dim=1)
+
+
+def test_maps_that_are_no_heatmaps_are_refused(audit_set: AuditDataset) -> None:
+    with pytest.raises(ValueError, match=r"^method with_a_channel: expected maps of shape \(32, 24, 24\) .*1, 24, 24"):
+        audit_model(clean(), audit_set, plan=replace(QUICK, methods=("gradcam", with_a_channel)))
+    # Their shares of energy would lie anywhere.
+    with pytest.raises(ValueError, match=r"^method below_zero: gives maps below 0"):
+        audit_model(clean(), audit_set, plan=replace(QUICK, methods=("gradcam", below_zero)))
+
+
+def test_a_method_has_a_name_of_its_own() -> None:
+    def gradcam(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
+        return strength(activations, gradients, sign)
+
+    # Pages and baselines would take it for Grad-CAM.
+    with pytest.raises(ValueError, match="methods: 'gradcam' is no name, or another's"):
+        AuditPlan(methods=(gradcam,))
+    with pytest.raises(ValueError, match="methods: '<lambda>' is no name"):
+        AuditPlan(methods=(lambda activations, gradients, sign: activations.abs().mean(dim=1),))
+    assert AuditPlan(methods=(cam.gradcam, "hirescam")).method_names == ("gradcam", "hirescam")
+
+
+def test_hits_that_never_vary_are_not_certain(runs: dict[str, Path]) -> None:
+    last = read_run(runs["clean"]).audits[-1]
+    never = last.estimate("own.hottest_cell", region="corner", method="gradcam")
+    always = last.estimate("own.hottest_cell", region="middle", method="gradcam")
+    # Of 0 and of 40 hits among 40, by the closed form at the ends: z^2 / (n + z^2).
+    miss = 1.959964**2 / (40 + 1.959964**2)
+    assert (never.value, never.low, never.high) == pytest.approx((0, 0, miss))
+    assert (always.value, always.low, always.high) == pytest.approx((1, 1 - miss, 1))
+    # Nor is that nothing changed since a baseline.
+    run = read_run(runs["clean"])
+    limit = {"metric": "own.hottest_cell", "region": "corner", "method": "gradcam", "op": "<="}
+    policy = Policy.model_validate({"rules": [limit | {"max_regression": 0.01}]})
+    assert run_gate(run, policy, baseline=Baseline.of_run(run)).outcome is Outcome.INCONCLUSIVE
+    policy = Policy.model_validate({"rules": [limit | {"max_regression": 0.1}]})
+    assert run_gate(run, policy, baseline=Baseline.of_run(run)).outcome is Outcome.HELD
+
+
+def ratio(maps: Tensor, regions: ProjectedRegions) -> Scored:
+    """The share of a region over that of the corner, which some maps give nothing."""
+    share, valid = energy_share(maps, regions)
+    return Scored(share / share[..., 1:2], valid)
+
+
+def test_images_on_which_a_metric_is_infinite_are_not_dropped(audit_set: AuditDataset) -> None:
+    policy = {"rules": [{"metric": "own.ratio", "region": "middle", "method": "gradcam", "max": 0.5}]}
+    result = audit_model(biased(), audit_set, plan=replace(QUICK, metrics=(ratio,)), policy=policy)
+    values = result.scores.of("own.ratio", "gradcam", "middle")
+    # The others alone would hold it.
+    assert np.isinf(values).sum() == 20 and values[np.isfinite(values)].max() < 0.5
+    assert result.judgement.outcome is Outcome.INCONCLUSIVE
+    assert "infinite on 20 of the audited images" in result.judgement.checks[0].message
+
+
+def test_what_draws_random_numbers_leaves_them_as_they_were(audit_set: AuditDataset) -> None:
+    def drawn(maps: Tensor, regions: ProjectedRegions) -> Scored:
+        share, valid = energy_share(maps, regions)
+        return Scored(torch.rand_like(share), valid)
+
+    def permuted(scores: SampleScores, *_: Any) -> list[Estimate]:
+        value = float(np.random.default_rng().random() + np.random.rand() + torch.rand(()))  # noqa: NPY002
+        return [Estimate("own.permuted", value, value, value, len(scores.ids))]
+
+    net = clean()
+    before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    audit_model(net, audit_set, plan=replace(QUICK, metrics=(drawn,), evidence=(permuted,)))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_loggers_and_the_terminal_have_them(runs: dict[str, Path]) -> None:
+    run = read_run(runs["biased"])
+    estimates, subjects = run.audits[-1].estimates, run.manifest.subjects
+    named = {e.subject for e in headlines(estimates)}
+    assert {"own.hottest_cell on corner (gradcam)", "own.margin_gap by colour"} <= named
+    found = {s.key: s.question for s in Keys("bias_audit", subjects).series(estimates, "gradcam")}
+    assert found["bias_audit_2_where_it_looks/own_hottest_cell_corner"] == "where"
+    assert found["bias_audit_2_where_it_looks/own_hottest_cell_corner_by_strength"] == "where"
+    assert found["bias_audit_4_for_whom/own_margin_gap_colour"] == "whom"

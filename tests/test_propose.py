@@ -292,6 +292,7 @@ def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
         "list.pth": [torch.zeros(1)],
         "part.pth": head(wired.MASKS),
         "code.pth": {"weight": Evil()},
+        "headless.pth": {"roi_heads.mask_predictor.mask_fcn_logits.weight": torch.zeros(1)},
     }
     for name, content in files.items():
         torch.save(content, tmp_path / name)
@@ -309,6 +310,12 @@ def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
     assert "tells 5 classes apart, expected 91" in said("five.pth")
     assert "other.pth: is no state dict of maskrcnn_resnet50_fpn_v2" in said("other.pth")
     assert "list.pth: is no state dict" in said("list.pth")
+    assert "headless.pth: is no state dict" in said("headless.pth")
+    assert [line.split(":")[0] for line in said("list.pth", "one.pth", "absent.pth", "two.pth").splitlines()] == [
+        f"--weights {tmp_path / name}" for name in ("list.pth", "absent.pth", "two.pth")
+    ]
+    (tmp_path / "photo.pth").write_bytes(b"\x89PNG\r\n")
+    assert "is no file of weights" in said("photo.pth")
     assert "part.pth: does not fit maskrcnn_resnet50_fpn: " in said("part.pth")
     assert "part.safetensors: does not fit maskrcnn_resnet50_fpn: " in said("part.safetensors")
     assert "may run code" in said("code.pth") and not (tmp_path / "ran").exists()
@@ -329,6 +336,10 @@ def test_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"coco-73cbd019\.pth: cannot be downloaded .*give it with --weights maskrcnn"):
         load_people(["person"], [], CPU, 96, 0.5)
+    with pytest.raises(Misfit) as caught:
+        load_people(["face"], [], CPU, 96, 0.5)
+    masks_line, points_line = caught.value.lines
+    assert "/maskrcnn_resnet50_fpn_v2" in masks_line and "/keypointrcnn_resnet50" in points_line
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -589,6 +600,21 @@ def test_all_images_that_do_not_decode_are_named(tmp_path: Path) -> None:
     bright = Bright()
     write_proposals(images, out, [bright], 4, device="cpu")
     assert bright.asked == [] and len(read_annotations(out).images) == 7
+
+
+def test_images_too_narrow_to_look_at_are_named(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    wired.person().save(images / "a.png")
+    for name, size in {"wide.png": (3000, 2), "high.png": (1, 1400)}.items():
+        Image.new("RGB", size).save(images / name)
+    with pytest.raises(Misfit) as caught:
+        write_proposals(images, tmp_path / "a.json", [people(["person"])], 4, device="cpu")
+    assert [line.split(":")[0] for line in caught.value.lines] == [
+        str(images / name) for name in ("high.png", "wide.png")
+    ]
+    assert "too narrow to find people in: crop it" in str(caught.value)
+    assert len(partial_of(tmp_path / "a.json").read_text().splitlines()) == 2
 
 
 def test_folders_and_outputs_that_cannot_be_used(tmp_path: Path) -> None:

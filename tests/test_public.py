@@ -256,6 +256,11 @@ def test_all_that_is_wrong_with_celeba_is_said_at_once(faces: Path) -> None:
     assert len(lines) == 6
     # What is wrong in another split is not this one's, but for a line that cannot be read.
     assert len(lines_of(lambda: celeba(faces, split="test"))) == 1
+    # An image of no split would be in none, unseen.
+    splits = folder / "list_eval_partition.txt"
+    splits.write_text(splits.read_text().replace("000004.jpg 1", "000004.jpg 7"))
+    (line,) = (line for line in lines_of(lambda: celeba(faces)) if "no split" in line)
+    assert "list_eval_partition.txt, line 4: image '000004.jpg': '7'" in line
 
 
 def test_pictures_of_another_size_are_not_celebas_aligned_ones(faces: Path) -> None:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from bias_audit.cli import app, main
 from bias_audit.data.annotations import Misfit
 from bias_audit.regions.check import Limits, RegionReport, State, check_regions
+from bias_audit.regions.convert import convert
 from bias_audit.regions.survey import Item, RegionSet, Survey, read_set, survey, with_other
 from bias_audit.report.regions import render_regions, write_regions
 
@@ -418,6 +419,39 @@ def test_annotators_of_one_file_are_told_by_their_names(tmp_path: Path) -> None:
     apart = {file: {"tie@ann": regions["tie"], "hair@bob": regions["hair"]} for file, regions in scene.boxes.items()}
     other = replace(scene, boxes=apart).coco(tmp_path / "apart.json")
     assert states(checked(other, tmp_path / "images"))["agreement"] == "skipped"
+    # Nor are two who drew the same on other images, nor what CVAT calls the ways to draw.
+    halves = {
+        file: {f"hair@{'ann' if k % 2 else 'bob'}": regions["hair"]}
+        for k, (file, regions) in enumerate(scene.boxes.items())
+    }
+    cvat = {
+        file: {"hair@auto": regions["tie"], "hair@manual": regions["hair"]} for file, regions in scene.boxes.items()
+    }
+    for boxes in (halves, cvat):
+        other = replace(scene, boxes=boxes).coco(tmp_path / "apart.json")
+        assert found(checked(other, tmp_path / "images"), "agreement").said.startswith(
+            "No image has a second annotator"
+        )
+
+
+def test_what_a_declaration_cuts_out_is_no_disagreement(tmp_path: Path) -> None:
+    scene = clean()
+    for regions in scene.boxes.values():
+        regions["hair"] = (2, 1, 36, 38)
+    data = scene.write(tmp_path, "object: [tie]\nspurious: [hair]\nminus: {hair: [tie]}\n")
+    with pytest.raises(ValueError, match=r"regions\.json: .* cuts others out of hair .*give a YAML"):
+        with_other(read_set(data), tmp_path / "regions.json")
+    report = check_regions(survey(with_other(read_set(data), data)))
+    assert states(report) == CLEAN | {"agreement": "held"}
+
+
+def test_a_second_annotator_may_have_a_format_that_needs_the_images(tmp_path: Path) -> None:
+    scene = clean()
+    scene.outlined = False
+    data = scene.write(tmp_path)
+    convert(tmp_path / "regions.json", "yolo", tmp_path / "yolo", images=tmp_path / "images")
+    outcome = found(check_regions(survey(with_other(read_set(data), tmp_path / "yolo"))), "agreement")
+    assert outcome.state is State.HELD and "hair 1.000" in outcome.said
 
 
 def test_a_second_annotator_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -480,6 +514,29 @@ def test_what_is_given_wrongly_is_said(tmp_path: Path) -> None:
         read_set(tmp_path / "regions.json", tmp_path / "nowhere")
     result = CliRunner().invoke(app, ["regions", "check", str(data), "--from", "coco"])
     assert result.exit_code == 2 and "--images" in result.output
+    with pytest.raises(Misfit, match=r"audit\.yaml: the YAML of an audit set goes without --images"):
+        read_set(data, tmp_path / "images")
+    with pytest.raises(Misfit, match=r"beside another one only"):
+        with_other(read_set(tmp_path / "regions.json", tmp_path / "images"), data, tmp_path / "images")
+    # A page is never written over what was read.
+    before = data.read_bytes()
+    (tmp_path / "folder.html").mkdir()
+    for page in (data, tmp_path / "regions.json", tmp_path / "folder.html"):
+        result = CliRunner().invoke(app, ["regions", "check", str(data), "-o", str(page)])
+        assert result.exit_code == 2 and "expected the name of a page" in " ".join(result.output.split())
+    assert data.read_bytes() == before
+    result = CliRunner().invoke(app, ["regions", "check", str(data), "-o", str(tmp_path / "nowhere/page.html")])
+    assert "nowhere is not there: make it" in str(result.exception) and result.output == ""
+
+
+def test_a_module_of_the_current_folder_declares_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = "def make():\n    return read_declared('audit.yaml')\n"
+    (tmp_path / "own_set.py").write_text(f"from bias_audit.data.declared import read_declared\n{made}")
+    clean().write(tmp_path)
+    (tmp_path / "own.yaml").write_text("reader: own_set:make\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    assert states(checked(Path("own.yaml"))) == CLEAN
 
 
 def test_annotations_without_any_region_and_sets_without_any(tmp_path: Path) -> None:
@@ -487,8 +544,10 @@ def test_annotations_without_any_region_and_sets_without_any(tmp_path: Path) -> 
     data = scene.write(tmp_path, roles="")
     assert states(checked(data)) == dict.fromkeys(CLEAN, "skipped") | {"sizes": "held", "cells": "inconclusive"}
     nothing = replace(scene, boxes={file: {} for file in scene.boxes}).coco(tmp_path / "nothing.json")
-    found_in = states(checked(nothing, tmp_path / "images"))
-    assert found_in == dict.fromkeys(CLEAN, "skipped") | {"sizes": "held", "unannotated": "warning"}
+    # Annotations are there to have something drawn in them.
+    report = checked(nothing, tmp_path / "images")
+    assert states(report) == dict.fromkeys(CLEAN, "skipped") | {"sizes": "held", "unannotated": "violated"}
+    assert report.exit_code == 1
 
 
 def test_the_folder_holds_more_than_the_annotations(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from bias_audit.attribution.ride import Rider, why_not
 from bias_audit.attribution.targets import ClassLogit
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.samples import AuditBatch
+from bias_audit.localization import ProjectedRegions, Scored, energy_share
 from bias_audit.plan import AuditPlan
 from tests.training import Net, audit_set, loader, trainer
 
@@ -230,6 +232,21 @@ def test_riding_gives_the_numbers_of_an_audit_and_changes_nothing(tmp_path: Path
     # in the trial on the first batch. Two audits after validations cost none.
     assert net.passes.made - without.passes.made == 1 + 1 + 3
     assert hooks_of(net) == 0
+
+
+def drawn(maps: Tensor, regions: ProjectedRegions) -> Scored:
+    share, valid = energy_share(maps, regions)
+    return Scored(torch.rand_like(share), valid)
+
+
+def test_a_metric_that_draws_random_numbers_changes_no_bit_either(tmp_path: Path) -> None:
+    held_out = audit_set()
+    without = fit(tmp_path / "without", None, held_out)
+    riding = BiasAuditCallback("validation", plan=replace(PLAN, metrics=(drawn,)))
+    net = fit(tmp_path / "riding", riding, held_out)
+    assert riding.last_result is not None and "own.drawn" in riding.last_result.scores.metrics
+    for (name, a), (_, b) in zip(without.state_dict().items(), net.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_of_a_larger_set_the_drawn_samples_are_audited(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def slope_of(values: Sequence[float]) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Measured:
     """One training: KiB of memory after each audit and Python's blocks of memory after each cycle of audits, what there
-    was more of after the last cycle than after the first, and after the training than before it."""
+    was more of in each half of the cycles, and after the training than before it."""
 
     resident_kib: tuple[float, ...]
     blocks: tuple[int, ...]
@@ -226,15 +226,17 @@ def measure(
 ) -> Measured:
     """One training, after a short one that makes what is made once in a process.
 
-    It is looked at after each audit, and all that it holds is counted one cycle after `warm_up` audits and at the end
-    of the last whole cycle. What the C library keeps for later is given back before: it comes and goes by megabytes.
+    It is looked at after each audit, and all that it holds is counted one cycle after `warm_up` audits, at the end of
+    the last whole cycle, and half-way: what is kept of each audit grows both times, what is made once does not. What
+    the C library keeps for later is given back before: it comes and goes by megabytes.
     """
     train(path.parent / "first", cycle + 2, samples, cycle=cycle, **options)
     # Without an object for each number, which would be counted.
     sizes = array("d")
     blocks: list[int] = []
     counted: list[Held] = []
-    last = audits - audits % cycle
+    first, last = warm_up + cycle, audits - audits % cycle
+    middle = first + (last - first) // (2 * cycle) * cycle
 
     def look(count: int, model: nn.Module) -> None:
         ctypes.CDLL(None).malloc_trim(0)
@@ -242,7 +244,7 @@ def measure(
         if count % cycle == 0:
             gc.collect()
             blocks.append(sys.getallocatedblocks())
-        if count in (warm_up + cycle, last):
+        if count in (first, middle, last):
             counted.append(held(model))
 
     before = held()
@@ -250,7 +252,9 @@ def measure(
     train(path, audits, samples, look, cycle, **options)
     seconds = time.perf_counter() - began
     left = held().more_than(before)
-    return Measured(tuple(sizes), tuple(blocks), seconds, left, counted[-1].more_than(counted[0]))
+    early, late = counted[-2].more_than(counted[0]), counted[-1].more_than(counted[-2])
+    gained = {name: early[name] + late[name] for name in early if name in late}
+    return Measured(tuple(sizes), tuple(blocks), seconds, left, gained)
 
 
 def _in_a_process(path: Path, audits: int, samples: int, keep: int | None) -> Measured:

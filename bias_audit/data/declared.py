@@ -332,9 +332,13 @@ def _meant(text: str, content: Mapping[Any, Any], folder: Path) -> Loc:
         names = [loc for loc, name in _names(content.get(key), (key,)) if quoted and repr(name) == quoted[0]]
         if names:
             return names[-1]
-    files = ("annotations", "masks", "images")
-    file = next((key for key in files if text.startswith(str(folder / str(content.get(key, "?"))))), "labels")
-    return ("transform",) if text.startswith("expected a transform") else (file,)
+    if text.startswith("expected a transform"):
+        return ("transform",)
+    # One path may begin with another, as that of a file does with that of its folder.
+    paths = {key: str(folder / str(content[key])) for key in ("annotations", "masks", "images") if key in content}
+    paths["labels"] = str(folder / str(content.get("labels", "?")))
+    begun = [key for key, file in paths.items() if text.startswith(file)]
+    return (max(begun, key=lambda key: len(paths[key]), default="labels"),)
 
 
 def _names(content: Any, loc: Loc) -> Iterator[tuple[Loc, str]]:

@@ -58,6 +58,10 @@ class _Enough(Exception):
     pass
 
 
+class _DocumentType(ValueError):
+    pass
+
+
 def read_xml(path: Path, tag: str) -> Element:
     """The root of an XML file, which must have a certain name.
 
@@ -87,9 +91,12 @@ def read_xml(path: Path, tag: str) -> Element:
             parser.ParseFile(file)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): give the path of an XML file") from error
-    except (expat.ExpatError, LookupError) as error:
+    except _DocumentType:
+        raise
+    # Of encodings it knows those of one byte and Unicode's.
+    except (expat.ExpatError, LookupError, ValueError) as error:
         line = getattr(error, "lineno", 1)
-        raise ValueError(f"{path}, line {line}: not valid XML: {error}: export it again") from error
+        raise ValueError(f"{path}, line {line}: not valid XML: {error}: export it again, in UTF-8") from error
     root = top.children[0]
     if root.tag != tag:
         raise ValueError(f"{path}, line {root.line}: expected <{tag}>, got <{root.tag}>: name another format or file")
@@ -134,7 +141,7 @@ def _parser(path: Path) -> expat.XMLParserType:
     parser.buffer_text = True
 
     def refuse(*_: object) -> None:
-        raise ValueError(
+        raise _DocumentType(
             f"{path}, line {parser.CurrentLineNumber}: has a document type, which may hold entities: remove <!DOCTYPE>"
         )
 

@@ -6,6 +6,7 @@ is wrong with it in one `Misfit`.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from json.decoder import scanstring  # type: ignore[attr-defined]  # the one that `json` itself uses
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -30,18 +31,21 @@ Model = TypeVar("Model", bound=BaseModel)
 # Finding a line reads the file up to it once more, for each complaint: not for more, or in larger files.
 MOST_LOCATED = 50
 MOST_SEARCHED = 1 << 23
+# What Pillow has suffixes for, but no pixels: it writes some, and of others it knows the kind only.
+_NO_PICTURES = (*PROGRAMS, "PDF", "PALM", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 _SPACE = " \t\r\n"
 
 
 def leaves(name: str) -> bool:
-    """Whether a name from a file is that of something outside of the folder it is looked for in, here or elsewhere.
+    """Whether a name from a file is not that of something in the folder it is looked for in, on any system: of the
+    folder itself, or of something outside of it.
 
     Example:
-        >>> leaves("ward/a.jpg"), leaves("../a.jpg"), leaves("C:\\\\a.jpg")
-        (False, True, True)
+        >>> leaves("ward/a.jpg"), leaves("../a.jpg"), leaves("C:\\\\a.jpg"), leaves(".")
+        (False, True, True, True)
     """
     anywhere = PureWindowsPath(name)
-    return bool(Path(name).anchor or anywhere.root) or ".." in anywhere.parts
+    return not anywhere.name or bool(Path(name).anchor or anywhere.root) or ".." in anywhere.parts
 
 
 def unfound(name: str, folder: str | Path) -> str:
@@ -72,11 +76,19 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def pictures_in(folder: Path) -> list[str]:
-    """The pictures in a folder and below it, known by their suffixes: paths below it with "/", sorted."""
+    """The pictures in a folder and below it, known by their suffixes: paths below it with "/", sorted.
+
+    Hidden ones are passed over: archives made on a Mac hold some that are none.
+    """
     Image.init()
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name not in PROGRAMS}
-    found = (one for one in folder.rglob("*") if one.suffix.lower() in suffixes and one.is_file())
-    return sorted(one.relative_to(folder).as_posix() for one in found)
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name not in _NO_PICTURES}
+    return [one for one in files_in(folder) if PurePosixPath(one).suffix.lower() in suffixes]
+
+
+def files_in(folder: Path, suffix: str = "") -> list[str]:
+    """The files in a folder and below it that are not hidden: paths below it with "/", sorted."""
+    found = (one.relative_to(folder) for one in folder.rglob(f"*{suffix}") if one.is_file())
+    return sorted(one.as_posix() for one in found if not any(part.startswith(".") for part in one.parts))
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -144,7 +156,7 @@ def read_json(path: Path, model: type[Model], kind: str) -> tuple[Model, Callabl
     Raises:
         Misfit: it cannot be read or does not fit: a line for each place that is wrong.
     """
-    content = read_bytes(path, kind)
+    content = read_bytes(path, kind).removeprefix(codecs.BOM_UTF8)
     asked = count()
 
     def where(loc: Loc) -> str:

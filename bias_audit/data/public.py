@@ -75,11 +75,12 @@ def celeba(
         raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}, all")
     _check_regions(FACE_REGIONS, object, spurious, context)
     wrong = Complaints()
-    wanted = {
-        row.name
-        for row in _rows(folder / "list_eval_partition.txt", 1, wrong)
-        if split == "all" or row.cells[0] == splits[split]
-    }
+    wanted = set()
+    for row in _rows(folder / "list_eval_partition.txt", 1, wrong):
+        if row.cells[0] not in splits.values():
+            wrong.add(row.where, f"image {row.name!r}: {row.cells[0]!r} is no split, expected 0, 1 or 2")
+        elif split == "all" or row.cells[0] == splits[split]:
+            wanted.add(row.name)
     names = _header(folder / "list_attr_celeba.txt")
     for name in (target, *attributes):
         if name not in names:

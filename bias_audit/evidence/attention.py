@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bias_audit.evidence.cells import Cell, cells
 from bias_audit.results import SampleScores
 from bias_audit.stats import bootstrap_ratios, wilson
-from bias_audit.terms import Estimate, Subjects
+from bias_audit.terms import OWN, Estimate, Subjects
 
 # Where the energy lies is broken down to class x group; how well a map locates, to the class.
 _BY_GROUP = ("energy_share", "enrichment")
@@ -36,7 +36,8 @@ def attention(
 
     Enrichment is the mean share over the mean area, not the mean of their ratios, which the few images where a region
     is tiny would rule. `energy_share_gain` is the mean, over images, of the share minus the same image's share at the
-    reference. Coverage is the share of the images showing a region whose map is not silent.
+    reference. Coverage is the share of the images showing a region whose map is not silent. A metric of the user's own
+    that is infinite on an image has no mean.
 
     `attributes` is `(N, A)` text in the order of `subjects.attributes`.
     """
@@ -59,10 +60,12 @@ class _Columns:
     """H per-image quantities, each a numerator over a denominator `(N, H)`, both 0 where it is not valid.
 
     `names` are the metric, method and region of each. They are most of what is held of many images: a denominator is 1
-    or an area, and loses nothing as float32.
+    or an area, and loses nothing as float32. `infinite` `(H,)` counts the images where it is infinite, which a metric
+    of the user's own may be.
     """
 
     names: list[tuple[str, str, str]]
+    infinite: npt.NDArray[np.int64]
     numerators: npt.NDArray[np.float64]
     denominators: npt.NDArray[np.float32]
 
@@ -74,6 +77,7 @@ class _Columns:
         ]
         shape = len(scores.ids), len(names)
         numerators, denominators = np.empty(shape), np.empty(shape, dtype=np.float32)
+        infinite = np.zeros(len(names), dtype=np.int64)
         for column, (metric, method, region) in enumerate(names):
             if metric == "energy_share_gain" and reference is not None:
                 values = scores.of("energy_share", method, region).astype(np.float64)
@@ -81,17 +85,19 @@ class _Columns:
             else:
                 values = scores.of(metric, method, region).astype(np.float64)
             weight = scores.areas[:, scores.regions.index(region)] if metric == "enrichment" else np.float32(1)
+            infinite[column] = np.isinf(values).sum()
             valid = np.isfinite(values)
             numerators[:, column] = np.where(valid, values * weight, 0)
             denominators[:, column] = np.where(valid, weight, 0)
-        return cls(names, numerators, denominators)
+        return cls(names, infinite, numerators, denominators)
 
     def by_group(self) -> _Columns:
         """Those that are broken down to groups."""
         kept = [i for i, (metric, _, _) in enumerate(self.names) if metric in _BY_GROUP]
         if len(kept) == len(self.names):
             return self
-        return _Columns([self.names[i] for i in kept], self.numerators[:, kept], self.denominators[:, kept])
+        names = [self.names[i] for i in kept]
+        return _Columns(names, self.infinite[kept], self.numerators[:, kept], self.denominators[:, kept])
 
 
 def _estimates(group: list[Cell], columns: _Columns, seed: int) -> Iterator[Estimate]:
@@ -116,9 +122,14 @@ def _estimates(group: list[Cell], columns: _Columns, seed: int) -> Iterator[Esti
         n = int(counts[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)
         reason = "" if n else f"no image with {region} and a heatmap that is not silent"
-        if metric == "pointing_game" and n > 1 and value[i] in (0.0, 1.0):
+        column = i % len(columns.names)
+        of_hits = metric == "pointing_game" or metric.startswith(OWN)
+        if of_hits and n > 1 and value[i] in (0.0, 1.0) and low[i] == high[i]:
             # Resampling images that all hit, or all miss, gives no width either.
             numbers = wilson(round(float(value[i]) * n), n)
+        if columns.infinite[column]:
+            # Without these images it would look better, or worse, than it is.
+            numbers, reason = (None, None, None), f"infinite on {columns.infinite[column]} of the audited images"
         if n == 1:
             # Resampling one image gives it again: an interval of no width, which would look certain.
             numbers, reason = (float(value[i]), None, None), "one image gives no interval"

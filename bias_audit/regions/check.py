@@ -170,7 +170,7 @@ def _unannotated(survey: Survey, limits: Limits) -> Found:
         return Found(State.HELD, f"Every image has a region.{more}")
     flags = tuple(Flag(int(i), "", "no region") for i in np.flatnonzero(none))
     said = f"{_of(len(flags), survey)} without any region."
-    if survey.of.with_role("object"):
+    if survey.of.with_role("object") or not survey.of.regions:
         return Found(State.VIOLATED, f"{said} Draw them, or remove their rows.{more}", flags=flags)
     return Found(State.WARNING, f"{said} That is right only where nothing is to be seen.{more}", flags=flags)
 
@@ -367,7 +367,7 @@ def _half_width(n: int) -> str:
 def _agreement(survey: Survey, limits: Limits) -> Found:
     annotators = survey.of.annotators
     if not annotators:
-        return Found(State.SKIPPED, "One annotator only: name another's annotations with --other.")
+        return Found(State.SKIPPED, "No image has a second annotator: name another's annotations with --other.")
     by_region: defaultdict[str, list[Agreement]] = defaultdict(list)
     for one in survey.agreements:
         by_region[one.region].append(one)

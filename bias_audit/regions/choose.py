@@ -37,6 +37,8 @@ Floats = npt.NDArray[np.float64]
 BALANCE, WHY = "balance", "why"
 # By so much more of a heatmap's energy the remainder is looked at more than usual.
 MORE = 0.1
+# A column of more values, with fewer images each, tells images apart and not groups: no draw can balance by it.
+MOST_VALUES, FEWEST_EACH = 20, 4
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ def choose(
 ) -> Choices:
     """At most `count` of the images that are not annotated, as even over the cells as these allow.
 
-    Each next image is of the cell with the fewest annotated and chosen ones so far, so whatever part of the list is
-    annotated is balanced too. Of a cell's share the smaller half is drawn by chance, the rest are its first leads, as
-    far as it has any. The draw goes by each file's own name: more rows, or the next call with more of them annotated,
-    do not shuffle it.
+    Each next image is of the cell with the fewest annotated and chosen ones so far, of several of another label in
+    turn, so whatever part of the list is annotated is balanced too. Of a cell's share the smaller half is drawn by
+    chance, the rest are its first leads, as far as it has any. The draw goes by each file's own name: more rows, or the
+    next call with more of them annotated, do not shuffle it.
 
     Args:
         rows: what `read_labels` gives; all have the same attributes.
@@ -113,7 +115,7 @@ def choose(
     names = sorted(cells)
     left = [sorted((r for r in cells[name] if r.file not in done), key=_drawn_by(seed)) for name in names]
     before = [len(cells[name]) - len(of_cell) for name, of_cell in zip(names, left, strict=True)]
-    order = _turns(before, [len(of_cell) for of_cell in left], count)
+    order = _turns(before, [len(of_cell) for of_cell in left], _ranks(names, seed), count)
     if not order:
         raise ValueError(f"none of {len(rows)} images is left to annotate: give more rows, or fewer annotated images")
     chosen = Counter(order)
@@ -195,7 +197,8 @@ def choose_from_files(
         seed: of the draw.
 
     Raises:
-        Misfit: all that is wrong with the files; or annotations, or a run, without any image of the table.
+        Misfit: all that is wrong with the files; a column that names images; or annotations, or a run, without any
+            image of the table.
         ValueError: nothing is left to annotate.
 
     Example:
@@ -206,6 +209,7 @@ def choose_from_files(
     rows, _ = read_labels(labels, attributes, None, wrong)
     if rows and WHY in rows[0].attributes:
         wrong.add(f"{labels}, line 1", f"the column {WHY!r} is what this command adds: remove it")
+    wrong.lines += [f"{labels}, line 1: {fault}" for fault in _unbalanceable(rows, attributes)]
     files = {row.file for row in rows}
     drawn: frozenset[str] = frozenset()
     if annotated is not None:
@@ -248,19 +252,46 @@ def as_csv(choices: Choices) -> bytes:
 
 
 def _drawn_by(seed: int) -> Callable[[Row], bytes]:
-    return lambda row: hashlib.sha256(f"{seed}\0{row.file}".encode()).digest()
+    return lambda row: _draw(seed, row.file)
 
 
-def _turns(before: Sequence[int], left: Sequence[int], count: int) -> list[int]:
-    """The cell of each image in turn: of those with an image left the one that has least; the first of several."""
-    heap = [(had, place, n) for place, (had, n) in enumerate(zip(before, left, strict=True)) if n]
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+
+
+def _unbalanceable(rows: Sequence[Row], attributes: Sequence[str] | None) -> list[str]:
+    """What is wrong with the columns to balance by."""
+    asked = "name the columns to balance by with --attribute"
+    if attributes is not None:
+        return [f"{name!r} is no attribute: {asked}" for name in attributes if name in ("file", "label")]
+    counts = {name: len({row.attributes[name] for row in rows}) for name in (rows[0].attributes if rows else ())}
+    return [
+        f"column {name!r} has {n} values in {len(rows)} rows, too many to balance by: {asked}"
+        for name, n in counts.items()
+        if n > MOST_VALUES and n * FEWEST_EACH > len(rows)
+    ]
+
+
+def _ranks(names: Sequence[tuple[str, ...]], seed: int) -> list[int]:
+    """The place of each cell, which begins with its label, among those of this label: drawn by chance."""
+    ranks, seen = [0] * len(names), Counter[str]()
+    for place in sorted(range(len(names)), key=lambda place: _draw(seed, "\0".join(names[place]))):
+        ranks[place] = seen[names[place][0]]
+        seen[names[place][0]] += 1
+    return ranks
+
+
+def _turns(before: Sequence[int], left: Sequence[int], ranks: Sequence[int], count: int) -> list[int]:
+    """The cell of each image in turn: of those with an image left the one that has least; of several the first by
+    rank, so that one label follows another."""
+    heap = [(had, rank, place, n) for place, (had, rank, n) in enumerate(zip(before, ranks, left, strict=True)) if n]
     heapq.heapify(heap)
     order: list[int] = []
     while heap and len(order) < count:
-        has, place, n = heapq.heappop(heap)
+        has, rank, place, n = heapq.heappop(heap)
         order.append(place)
         if n > 1:
-            heapq.heappush(heap, (has + 1, place, n - 1))
+            heapq.heappush(heap, (has + 1, rank, place, n - 1))
     return order
 
 

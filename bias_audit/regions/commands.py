@@ -129,6 +129,7 @@ def sample(
             raise ValueError(f"{output}: is what is read: name another file with --output")
     if output.exists() and not force:
         raise FileExistsError(f"{output}: is there already: name another file with --output, or give --force")
+    _expect_folder_of(output)
     found = choose_from_files(
         labels, count, attributes=attribute, annotated=annotated, images=images, run=run, seed=seed
     )
@@ -180,7 +181,7 @@ def check(
     policy: Annotated[Path | None, typer.Option(help="YAML or TOML whose min_samples is asked of each cell.")] = None,
     other: Annotated[
         Path | None,
-        typer.Option(help="A second annotator's work on the same images: annotations, or the YAML of an audit set."),
+        typer.Option(help="A second annotator's work on the same images: annotations; or, if DATA is a YAML, another."),
     ] = None,
     most_overlap: Annotated[
         float,
@@ -199,6 +200,10 @@ def check(
 
     if format is not None and images is None:
         raise typer.BadParameter("goes with --images: a YAML says itself what it reads", param_hint="--from")
+    # Nothing that is read here ends so.
+    if output is not None and (output.suffix.lower() not in (".html", ".htm") or output.is_dir()):
+        raise typer.BadParameter(f"{output}: expected the name of a page, such as regions.html", param_hint="--output")
+    _expect_folder_of(output)
     asked = Limits(read_policy(policy).policy.min_samples, most_overlap)
     found = read_set(data, images, format)
     if other is not None:
@@ -211,6 +216,12 @@ def check(
 
         typer.echo(write_regions(output, report))
     raise typer.Exit(report.exit_code)
+
+
+def _expect_folder_of(output: Path | None) -> None:
+    """Said before anything is read, which may take long."""
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"{output}: the folder {output.parent} is not there: make it, or name another file")
 
 
 @contextmanager

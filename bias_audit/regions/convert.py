@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bias_audit.data.annotations import AnnotatedImage, Annotations, Box, Complaints, Outline
-from bias_audit.data.files import size_of
+from bias_audit.data.files import size_of, unfound
 from bias_audit.data.formats import format_of, read_annotations, recognised, write_annotations
 from bias_audit.data.outlines import Mask, mask_of, rings_of, union
 
@@ -71,6 +71,8 @@ def convert(source: Path, to: str, out: Path, format: str | None = None, images:
         raise ValueError(f"the format {to} is read with its images only: give their folder with --images")
     known = format or recognised(source)
     before = read_annotations(source, images, known)
+    if images is not None and to in _NEEDS_IMAGES:
+        _check_files(before, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
@@ -92,6 +94,17 @@ def losses(before: Annotations, after: Annotations, images: Path | None = None) 
         Misfit: an image or a region of it is lost entirely.
     """
     return (*_outlines(before, after, images), *_words(before, after))
+
+
+def _check_files(annotations: Annotations, images: Path) -> None:
+    """Raises:
+    Misfit: something is annotated in images that are not in the folder: a line for each.
+    """
+    wrong = Complaints()
+    for image in annotations.images:
+        if image.annotations and unfound(image.file, images):
+            wrong.add(image.where, f"image {image.file!r}: {unfound(image.file, images)}")
+    wrong.end()
 
 
 def _words(before: Annotations, after: Annotations) -> Iterator[str]:

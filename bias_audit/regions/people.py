@@ -13,6 +13,7 @@ import hashlib
 import pickle
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -27,7 +28,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 
-from bias_audit.data.annotations import Annotation
+from bias_audit.data.annotations import Annotation, Complaints
 from bias_audit.data.outlines import Mask
 from bias_audit.regions.keypoints import REGIONS as PARTS
 from bias_audit.regions.keypoints import people_regions
@@ -45,6 +46,8 @@ _PERSON_LABEL = 1
 # What a person is called in these numbers of classes: COCO's 91, or nothing and person.
 _CLASSES = (91, 2)
 _MASKS = ("maskrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn")
+# All of them have one; it tells how many classes they know.
+_CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
 _KEYPOINTS = "keypointrcnn_resnet50_fpn"
 # Of the shorter side, 800 pixels, the longer is at most this many times as long: torchvision's 1333.
 _LONGEST = 1333 / 800
@@ -82,12 +85,21 @@ class PeopleDetector:
         return f"score above {self.min_score:g}"
 
     def alike(self, size: tuple[int, int]) -> Hashable:
-        """Images for which this is the same have the same result in a batch as alone, since none of them is padded."""
+        """Images for which this is the same have the same result in a batch as alone, since none of them is padded.
+
+        Raises:
+            ValueError: nothing is left of the shorter side when it is scaled.
+        """
         transform = getattr(self.masks.model, "transform", None)
         if transform is None:
             return size
         short, long = min(size), max(size)
         scale = min(transform.min_size[-1] / short, transform.max_size / long)
+        if int(short * scale) < 1:
+            raise ValueError(
+                f"is looked at as {size[1]} x {size[0]} pixels, too narrow to find people in: crop it, or leave it out "
+                "with --only"
+            )
         return tuple(-(-int(side * scale) // transform.size_divisible) for side in size)
 
     def __call__(self, pictures: Sequence[Picture]) -> list[tuple[Annotation, ...]]:
@@ -176,24 +188,31 @@ def load_people(
         min_score: least score of a person.
 
     Raises:
-        ValueError: a file is none of these, two are of one kind, or the download failed.
+        ValueError: a file is none of these, two are of one kind, or downloads failed; all of them are named.
 
     Example:
         >>> load_people(["person"], [], torch.device("cpu"), 800, 0.5).regions  # doctest: +SKIP
         ('person',)
     """
     files: dict[str, _File] = {}
+    wrong = Complaints()
     for path in weights:
-        file = _read(path)
+        file = wrong.attempt(partial(_read, path))
+        if file is None:
+            continue
         role = "keypoints" if file.architecture == _KEYPOINTS else "masks"
         if role in files:
-            raise ValueError(f"--weights {path}: is for {role} as {files[role].path} is: give one file for each")
+            wrong.add(f"--weights {path}", f"is for {role} as {files[role].path} is: give one file for each")
         files[role] = file
-    masks = files.get("masks") or _downloaded(_MASKS[0])
-    points = None
-    if any(name in PARTS for name in regions):
-        points = _detector(files.get("keypoints") or _downloaded(_KEYPOINTS), device, size, min_score)
-    return PeopleDetector(_detector(masks, device, size, min_score), points, tuple(regions), min_score)
+    wrong.end()
+    needed = {"masks": _MASKS[0]} | ({"keypoints": _KEYPOINTS} if any(name in PARTS for name in regions) else {})
+    for role, architecture in needed.items():
+        file = files.get(role) or wrong.attempt(partial(_downloaded, architecture))
+        if file is not None:
+            files[role] = file
+    wrong.end()
+    built = {role: _detector(files[role], device, size, min_score) for role in needed}
+    return PeopleDetector(built["masks"], built.get("keypoints"), tuple(regions), min_score)
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,8 @@ def _read(path: Path) -> _File:
         raise ValueError(f"--weights {path}: cannot be read ({error.strerror}): give the path of a file") from error
     state = _loaded(path)
     names = set(state) if isinstance(state, Mapping) else set()
+    if _CLASSIFIER not in names:
+        names = set()
     if "roi_heads.keypoint_predictor.kps_score_lowres.weight" in names:
         architecture = _KEYPOINTS
     elif "roi_heads.mask_predictor.mask_fcn_logits.weight" in names:
@@ -221,7 +242,7 @@ def _read(path: Path) -> _File:
         raise ValueError(
             f"--weights {path}: is no state dict of {', '.join(_MASKS)} or {_KEYPOINTS}: save the `state_dict()` of one"
         )
-    classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+    classes = len(state[_CLASSIFIER])
     if classes not in _CLASSES:
         raise ValueError(
             f"--weights {path}: tells {classes} classes apart, expected {_CLASSES[0]} (COCO's) or {_CLASSES[1]} "
@@ -241,7 +262,8 @@ def _loaded(path: Path) -> Any:
         raise ValueError(f"--weights {path}: needs the package safetensors: pip install safetensors") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"--weights {path}: holds more than weights, and to load that may run code: save the state dict alone"
+            f"--weights {path}: is no file of weights, or holds more than these, and to load that may run code: save "
+            "the state dict alone"
         ) from error
     # Damaged files make it raise RuntimeError, EOFError, KeyError and safetensors' own error.
     except Exception as error:
@@ -283,7 +305,7 @@ def _detector(file: _File, device: torch.device, size: int, min_score: float) ->
         file.architecture,
         weights=None,
         weights_backbone=None,
-        num_classes=len(file.state["roi_heads.box_predictor.cls_score.bias"]),
+        num_classes=len(file.state[_CLASSIFIER]),
         min_size=size,
         max_size=round(size * _LONGEST),
         box_score_thresh=min_score,

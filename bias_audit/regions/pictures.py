@@ -7,13 +7,13 @@ detector has use for; masks and boxes in it as outlines at the size of the file'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from bias_audit.data.annotations import Box, Complaints, Misfit, Runs
-from bias_audit.data.files import unfound
+from bias_audit.data.files import files_in, unfound
 from bias_audit.data.outlines import Mask, picture, runs_of
 from bias_audit.data.tables import read_labels
 
@@ -61,12 +61,7 @@ def image_files(folder: Path) -> tuple[str, ...]:
     """
     if not folder.is_dir():
         raise Misfit([f"{folder}: is no folder: give the folder of the images"])
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = sorted(
-        name.as_posix()
-        for name in names
-        if not any(part.startswith(".") for part in name.parts) and (folder / name).is_file()
-    )
+    found = [name for name in files_in(folder) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not found:
         raise Misfit([f"{folder}: has no image ({', '.join(sorted(SUFFIXES))}): give the folder of the images"])
     wrong = [name for name in found if not _is_text(name)]

@@ -46,7 +46,11 @@ class Proposer(Protocol):
         """What its result depends on: models, weights, thresholds."""
 
     def alike(self, size: tuple[int, int]) -> Hashable:
-        """Images whose (height, width) give the same may be looked at in one batch."""
+        """Images whose (height, width) give the same may be looked at in one batch.
+
+        Raises:
+            ValueError: such images cannot be looked at.
+        """
 
     def __call__(self, pictures: Sequence[Picture]) -> list[tuple[Annotation, ...]]:
         """What is found in each of the pictures."""
@@ -159,7 +163,8 @@ def write_proposals(
 
     Raises:
         ValueError: no image, a file that is there already, or what was found by other settings.
-        Misfit: images that do not decode, all of them; what was found in the others is kept.
+        Misfit: images that do not decode, or that a detector cannot look at, all of them; what was found in the others
+            is kept.
     """
     files = chosen_files(images, only)
     _check_output(out, force)
@@ -239,7 +244,9 @@ def _batches(
         size = wrong.attempt(lambda file=file: size_of(images / file))  # type: ignore[misc]
         if size is not None:
             taken = taken_size(size)
-            alike.setdefault(tuple(p.alike(taken) for p in proposers), []).append(file)
+            key = wrong.attempt(lambda taken=taken: tuple(p.alike(taken) for p in proposers), str(images / file))  # type: ignore[misc]
+            if key is not None:
+                alike.setdefault(key, []).append(file)
     return [names[at : at + batch_size] for names in alike.values() for at in range(0, len(names), batch_size)]
 
 

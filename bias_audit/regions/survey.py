@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Complaints
+from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Complaints, Misfit
 from bias_audit.data.files import near, pictures_in, unfound
-from bias_audit.data.formats import read_annotations
+from bias_audit.data.formats import read_annotations, recognised
+from bias_audit.data.formats.cvat import SOURCES
 from bias_audit.data.outlines import Mask, WrongSize, picture, union
+from bias_audit.located import read_file, read_yaml
 from bias_audit.terms import Role
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ class RegionSet:
     """Images with regions. `classes` are () where labels are not known, a role is None where roles are not known.
 
     `attributes` are pairs of a name and its values. `annotators` are two or more, or none where only one is known.
-    `unlisted` counts the pictures in the folder that the annotations do not name.
+    `unlisted` counts the pictures in the folder that the annotations do not name. `cut` are the regions out of which a
+    declaration cuts others (`minus`). `images` is the folder of the images, None where it is not known.
     """
 
     name: str
@@ -75,6 +78,8 @@ class RegionSet:
     items: tuple[Item, ...]
     annotators: tuple[Annotator, ...] = ()
     unlisted: int = 0
+    cut: tuple[str, ...] = ()
+    images: Path | None = None
 
     @property
     def region_names(self) -> tuple[str, ...]:
@@ -141,12 +146,16 @@ def read_set(data: Path, images: Path | None = None, format: str | None = None) 
     if images is None:
         if data.suffix.lower() not in (".yaml", ".yml"):
             raise ValueError(f"{data}: annotations are drawn on images: name their folder with --images")
-        from bias_audit.data.declared import read_declared
+        from bias_audit.data.declared import import_from_here, read_declared
 
-        return _declared(str(data), read_declared(data))
+        import_from_here()
+        audit_set = read_declared(data)
+        content, _ = read_file(data, str(data), read_yaml, "YAML")
+        folder = data.parent / content["images"] if "images" in content else None
+        return replace(_declared(str(data), audit_set), cut=tuple(content.get("minus", ())), images=folder)
     if not images.is_dir():
         raise ValueError(f"--images {images}: is {'a file' if images.exists() else 'not there'}, expected a folder")
-    return _annotated(read_annotations(data, images, format), data, images)
+    return _annotated(_read(data, images, format), data, images)
 
 
 def with_other(found: RegionSet, other: Path, images: Path | None = None) -> RegionSet:
@@ -155,13 +164,20 @@ def with_other(found: RegionSet, other: Path, images: Path | None = None) -> Reg
     `images` is the folder of the images where the set itself is annotations: then the second is too.
 
     Raises:
-        ValueError: it cannot be read, or has none of the set's images, or none of its regions.
+        ValueError: it cannot be read, or has none of the set's images, or none of its regions; or the set cuts
+            something out of a region, which annotations do not.
     """
     if images is None and other.suffix.lower() in (".yaml", ".yml"):
         second = _annotator(read_set(other))
     else:
-        annotations = read_annotations(other, images)
+        annotations = _read(other, images or found.images)
         second = _of_images(str(other), _renamed(annotations, found.region_names))
+        cut = [name for name in found.cut if name in second.regions]
+        if cut:
+            raise ValueError(
+                f"{other}: {found.name} cuts others out of {', '.join(cut)} (minus), annotations alone do not: give a "
+                "YAML that does the same with them"
+            )
     first = _annotator(found)
     if not first.files & second.files:
         example = near(min(first.files), second.files)
@@ -172,6 +188,16 @@ def with_other(found: RegionSet, other: Path, images: Path | None = None) -> Reg
             "or give a YAML that does"
         )
     return replace(found, annotators=(first, second))
+
+
+def _read(path: Path, images: Path | None, format: str | None = None) -> Annotations:
+    if images is not None and format is None and path.suffix.lower() in (".yaml", ".yml"):
+        try:
+            recognised(path)
+        except Misfit as error:
+            hint = f"{path}: the YAML of an audit set goes without --images, and beside another one only"
+            raise Misfit([*error.lines, hint]) from error
+    return read_annotations(path, images, format)
 
 
 def survey(found: RegionSet, progress: Callable[[int, int], None] = lambda done, of: None) -> Survey:
@@ -353,11 +379,13 @@ def _of_images(name: str, images: Sequence[AnnotatedImage]) -> Annotator:
 
 
 def _sources(images: Sequence[AnnotatedImage]) -> tuple[Annotator, ...]:
-    """An annotator for each source, if two of them drew the same region; what has no source is nobody's."""
-    names = sorted({a.source for image in images for a in image.annotations if a.source})
+    """An annotator for each source, if two of them drew the same region and share an image; what has no source is
+    nobody's, and so is what only CVAT's words say: how it was drawn there, not by whom."""
+    names = sorted({a.source for image in images for a in image.annotations} - {"", *SOURCES})
     found = []
     for name in names:
         own = [replace(i, annotations=tuple(a for a in i.annotations if a.source == name)) for i in images]
         own = [image for image in own if image.annotations]
         found.append(_of_images(name, own))
-    return tuple(found) if any(a.regions & b.regions for a, b in combinations(found, 2)) else ()
+    compared = any(a.regions & b.regions and a.files & b.files for a, b in combinations(found, 2))
+    return tuple(found) if compared else ()

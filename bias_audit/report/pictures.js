@@ -10,6 +10,13 @@ const pictures = (() => {
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
 
+  function letters(part) {
+    let text = "";
+    // As many as every browser takes as arguments.
+    for (let k = 0; k < part.length; k += 4096) text += String.fromCharCode(...part.subarray(k, k + 4096));
+    return text;
+  }
+
   // The header, what is at a [place, length] of it, and such a place as a picture.
   async function unpack(text) {
     const stream = new Blob([bytes(text.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -17,7 +24,7 @@ const pictures = (() => {
     const start = 4 + new DataView(content.buffer).getUint32(0, true);
     const data = JSON.parse(new TextDecoder().decode(content.subarray(4, start)));
     const part = ([place, length]) => content.subarray(start + place, start + place + length);
-    const picture = (place) => place && `data:image/jpeg;base64,${btoa(String.fromCharCode(...part(place)))}`;
+    const picture = (place) => place && `data:image/jpeg;base64,${btoa(letters(part(place)))}`;
     return { data, part, picture };
   }
 

@@ -80,7 +80,8 @@ def recognised(path: Path) -> str:
     found = [name for name in FORMATS if format_of(name).recognises(path)]
     if len(found) != 1:
         kind = f"may be any of {', '.join(found)}" if found else f"is none of {', '.join(FORMATS)}"
-        raise Misfit([f"{path}: {kind}: name its format, or check the path"])
+        advice = "unpack it" if path.suffix.lower() == ".zip" else "name its format, or check the path"
+        raise Misfit([f"{path}: {kind}: {advice}"])
     return found[0]
 
 

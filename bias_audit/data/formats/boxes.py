@@ -61,6 +61,9 @@ def read(path: Path, images: Path | None = None) -> Annotations:
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 name = (cells["file"] or "").strip().replace("\\", "/")
+                if not name:
+                    wrong.add(where, "no value in column 'file': fill it in, or remove the line")
+                    continue
                 image = found.setdefault(name, _Found(where))
                 if None in cells:
                     wrong.add(where, f"image {name!r}: more values than columns: put what holds a comma in quotes")
@@ -70,7 +73,7 @@ def read(path: Path, images: Path | None = None) -> Annotations:
                 except ValueError as error:
                     wrong.add(where, f"image {name!r}: {error}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Misfit([f"{path}: cannot be read as CSV in UTF-8: {error}: save it as that"]) from error
+        wrong.add(str(path), f"cannot be read as CSV in UTF-8: {error}: save it as that")
     listed = (AnnotatedImage(name, one.size, tuple(one.annotations), one.where) for name, one in found.items())
     return shapes.collected(listed, (), wrong)
 

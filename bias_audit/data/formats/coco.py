@@ -112,9 +112,13 @@ def read(path: Path, images: Path | None = None) -> Annotations:
             other = f"the id {category.id} is also that of {names[category.id]!r}: ids are unique"
             wrong.add(where(("categories", index)), f"category {category.name!r}: {other}")
     files = _files(coco, where, wrong)
+    alike = {str(number) for number in files}
     drawn: defaultdict[_ImageId, list[Annotation]] = defaultdict(list)
     for index, annotation in enumerate(coco.annotations):
         if annotation.image_id not in files:
+            if str(annotation.image_id) in alike:
+                said = f"the image_id {annotation.image_id!r} is a text here and a number there, or the reverse"
+                wrong.add(where(("annotations", index)), f"{said}: write both alike")
             continue
         outline = _outline(annotation)
         what = _fault(annotation, names, outline)
@@ -124,7 +128,7 @@ def read(path: Path, images: Path | None = None) -> Annotations:
             drawn[annotation.image_id].append(_annotation(names[annotation.category_id], outline, annotation))
     wrong.end()
     found = tuple(
-        AnnotatedImage(image.file_name, (image.height, image.width), tuple(drawn[image.id]), f"{path}")
+        AnnotatedImage(files[image.id], (image.height, image.width), tuple(drawn[image.id]), f"{path}")
         for image in coco.images
     )
     groups = ((c.name, c.supercategory) for c in coco.categories if c.supercategory)
@@ -176,18 +180,19 @@ def _files(coco: _Coco, where: Callable[[Loc], str], wrong: Complaints) -> dict[
     seen: set[str] = set()
     for index, image in enumerate(coco.images):
         said = ""
-        if image.file_name in seen:
+        file = image.file_name.replace("\\", "/")
+        if file in seen:
             said = f"two images have the file name {image.file_name!r}: file names are unique"
         elif image.id in files:
             said = f"the id {image.id!r} is also that of {files[image.id]!r}: ids are unique"
-        elif leaves(image.file_name) or not image.file_name:
+        elif leaves(image.file_name):
             said = f"{image.file_name!r} leaves the folder of the images: write the path below that folder"
         elif image.height * image.width > MOST_PIXELS:
             said = f"has {image.width} x {image.height} pixels, at most {MOST_PIXELS} are decoded: make it smaller"
         if said:
             wrong.add(where(("images", index)), f"image {image.file_name!r}: {said}")
-        seen.add(image.file_name)
-        files.setdefault(image.id, image.file_name)
+        seen.add(file)
+        files.setdefault(image.id, file)
     return files
 
 
@@ -196,7 +201,8 @@ def _outline(annotation: _Annotation) -> Outline | None:
     drawn = annotation.segmentation
     if isinstance(drawn, _Rle):
         return Runs(drawn.counts if isinstance(drawn.counts, str) else tuple(drawn.counts), drawn.size)
-    if drawn:
+    # Some tools write one empty ring where there is none.
+    if drawn and any(drawn):
         return Polygons(tuple(tuple(ring) for ring in drawn))
     if annotation.bbox is not None:
         left, top, width, height = annotation.bbox

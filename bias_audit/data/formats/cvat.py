@@ -178,6 +178,7 @@ def _write(parent: ET.Element, annotation: Annotation, size: tuple[int, int]) ->
         common["group_id"] = str(annotation.instance)
     outline = annotation.outline
     if isinstance(outline, Box):
+        outline = shapes.around(outline, size)
         edges = (("xtl", outline.left), ("ytl", outline.top), ("xbr", outline.right), ("ybr", outline.bottom))
         ET.SubElement(parent, "box", common | {name: f"{value:.12g}" for name, value in edges})
     elif isinstance(outline, Polygons):

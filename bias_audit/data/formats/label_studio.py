@@ -5,9 +5,10 @@
        "value": {"x": 5, "y": 2.5, "width": 10, "height": 20, "rotation": 0, "rectanglelabels": ["tie"]}}]}]}]
 
 Places are percents of the image's width and height. `rectanglelabels`, `polygonlabels`, `ellipselabels` and
-`brushlabels` are read; what is turned becomes a polygon, `brushlabels` hold runs of the picture's RGBA bytes
-(https://www.npmjs.com/package/@thi.ng/rle-pack), of which the last of four is the mask. Key points have no area and are
-refused; choices, texts and the like are passed over.
+`brushlabels` are read, and `labels` that stand apart from their rectangles, polygons, ellipses or brushes; what is
+turned becomes a polygon, brushes hold runs of the picture's RGBA bytes
+(https://www.npmjs.com/package/@thi.ng/rle-pack), of which the last of four is the mask. Key points, bit masks, vectors
+and shapes without a label are refused; choices, texts and the like are passed over.
 
 A task's annotations are those of all annotators, each as a source: "annotator 3". Cancelled ones are passed over, and
 predictions are read where nobody has annotated: their `model_version` is the source. An image is found by the end of
@@ -34,7 +35,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +50,22 @@ from bias_audit.data.annotations import (
     Outline,
     Polygons,
 )
-from bias_audit.data.files import leaves, read_json
+from bias_audit.data.files import leaves, read_json, top_level, unfound
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import runs_of
 from bias_audit.records import write_whole
 
-_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels")
+# Shapes that lack a label of their own, and what tells them where the label stands apart.
+_BARE = ("rectangle", "polygon", "ellipse", "brush")
+_TELLING = {
+    "points": "polygonlabels",
+    "rle": "brushlabels",
+    "radiusX": "ellipselabels",
+    "height": "rectanglelabels",
+    "x": "keypointlabels",
+}
+_REFUSED = ("keypointlabels", "keypoint", "bitmasklabels", "bitmask", "vectorlabels", "vector", "videorectangle")
+_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", *_BARE, *_REFUSED)
 # What is put before the name of a file that is uploaded.
 _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 _ANNOTATOR = re.compile(r"annotator (\d+)")
@@ -67,6 +78,7 @@ class _FromFile(BaseModel):
 
 
 class _Result(_FromFile):
+    id: Any = None
     type: str = ""
     value: dict[str, Any] = {}
     original_width: int | None = None
@@ -97,12 +109,8 @@ def recognises(path: Path) -> bool:
     """Whether it is a JSON list whose first object is a task."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, dict) and "data" in first and bool({"annotations", "predictions"} & set(first))
+    task = top_level(path)
+    return "data" in task and bool({"annotations", "predictions"} & set(task))
 
 
 def read(path: Path, images: Path | None = None) -> Annotations:
@@ -116,14 +124,15 @@ def read(path: Path, images: Path | None = None) -> Annotations:
     listed = []
     for index, task in enumerate(tasks.root):
         said = task.data.get("image") or next((v for v in task.data.values() if isinstance(v, str)), "")
-        name = _name(said, images) if said and isinstance(said, str) else ""
-        if not name:
-            wrong.add(where((index, "data")), "a task has no image: expected its path or address in `data`")
+        try:
+            name = _name(said, images)
+        except ValueError as error:
+            wrong.add(where((index, "data")), f"{error}")
             continue
         size: tuple[int, int] | None = None
         drawn: list[Annotation] = []
         for key, number, answer in _answers(task):
-            for place, result in enumerate(answer.result):
+            for place, result in enumerate(_labelled(answer.result)):
                 try:
                     found = _annotations(result, answer)
                     here = _size(result)
@@ -161,7 +170,7 @@ def write(annotations: Annotations, path: Path, images: Path | None = None) -> N
         tasks.append(
             {
                 "id": number,
-                "data": {"image": f"/data/local-files/?d={image.file}"},
+                "data": {"image": f"/data/local-files/?d={quote(image.file)}"},
                 "annotations": [] if is_predicted else [_signed(s, results) for s, results in answers.items()],
                 "predictions": [
                     {"model_version": source, "result": results} for source, results in answers.items() if is_predicted
@@ -177,16 +186,20 @@ def _signed(source: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"result": results} | ({"completed_by": int(annotator[1])} if annotator else {})
 
 
-def _name(said: str, images: Path | None) -> str:
+def _name(said: Any, images: Path | None) -> str:
     """The image's path below the folder of the images."""
+    if not isinstance(said, str) or not said:
+        raise ValueError("a task has no image: expected its path or address in `data`")
     parts = urlsplit(said.replace("\\", "/"))
-    local = parse_qs(parts.query).get("d", [""])[0]
+    if parts.scheme == "data":
+        raise ValueError("a task holds its image itself: import the images as files, and export it again")
+    local = parse_qs(parts.query).get("d", [""])[0].replace("\\", "/")
     path = posixpath.normpath(local or unquote(parts.path)).strip("/")
     last = posixpath.basename(path)
     if images is not None and not leaves(path):
         pieces = path.split("/")
         ends = ["/".join(pieces[start:]) for start in range(len(pieces))]
-        found = next((end for end in [*ends, _PREFIX.sub("", last)] if (images / end).is_file()), None)
+        found = next((end for end in [*ends, _PREFIX.sub("", last)] if not unfound(end, images)), None)
         if found is not None:
             return found
     return path if local else _PREFIX.sub("", last)
@@ -201,9 +214,28 @@ def _answers(task: _Task) -> Iterable[tuple[str, int, _Answer]]:
     return [("predictions", number, a) for number, a in enumerate(task.predictions) if isinstance(a, _Answer)]
 
 
+def _labelled(results: Sequence[_Result]) -> list[_Result]:
+    """The results with their labels, where those stand in results of their own, which have the shapes too: the results
+    with the shapes alone are nothing then."""
+    named = {result.id for result in results if result.type == "labels" and result.id is not None}
+    found = []
+    for result in results:
+        if result.type == "labels":
+            kind = next((kind for key, kind in _TELLING.items() if key in result.value), "")
+            result = result.model_copy(
+                update={"type": kind, "value": result.value | {kind: result.value.get("labels")}}
+            )
+        elif result.type in _BARE and result.id in named:
+            result = result.model_copy(update={"type": ""})
+        found.append(result)
+    return found
+
+
 def _annotations(result: _Result, answer: _Answer) -> list[Annotation]:
     if result.type not in _KINDS:
         return []
+    if result.type in _REFUSED:
+        raise ValueError(f"{result.type} are not read: draw a rectangle, polygon, ellipse or brush, or remove it")
     labels = result.value.get(result.type)
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise ValueError("it has no label: give it one, or remove it")
@@ -244,18 +276,21 @@ def _outline(result: _Result) -> Outline:
         return shapes.polygon((points * (width, height) / 100).reshape(-1).tolist())
     if result.type == "brushlabels":
         return runs_of(_unpacked(result.value, (height, width)))
-    raise ValueError("a key point has no area: draw a polygon, brush or rectangle, or remove it")
+    raise AssertionError(f"no outline of {result.type}")
 
 
 def _unpacked(value: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """The mask in a brush's runs: 32 bits say how many values there are, 5 how long one is, four times 4 how long the
     four kinds of a run's length are; then runs of one value (1) or values in turn (0), all in bits."""
     packed = value.get("rle")
+    # Of a number `bytes` would make so many.
+    if not isinstance(packed, list):
+        raise ValueError("its `rle` is no list of bytes: export it again")
     try:
-        octets = bytes(packed)  # type: ignore[arg-type]
+        octets = bytes(packed)
     except (TypeError, ValueError) as error:
         raise ValueError("its `rle` is no list of bytes: export it again") from error
-    bits = "".join(np.unpackbits(np.frombuffer(octets, dtype=np.uint8)).astype(str)) if octets else ""
+    bits = (np.unpackbits(np.frombuffer(octets, dtype=np.uint8)) + ord("0")).tobytes().decode()
     at = 0
 
     def take(count: int) -> int:
@@ -293,6 +328,7 @@ def _results(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, An
     outline = annotation.outline
     height, width = size
     if isinstance(outline, Box):
+        outline = shapes.around(outline, size)
         value = {
             "x": outline.left / width * 100,
             "y": outline.top / height * 100,

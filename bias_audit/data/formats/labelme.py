@@ -38,7 +38,7 @@ from bias_audit.data.annotations import (
     Outline,
     Polygons,
 )
-from bias_audit.data.files import leaves, read_json, size_of, top_level, whole_folder
+from bias_audit.data.files import files_in, leaves, read_json, size_of, top_level, whole_folder
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import Mask
 
@@ -67,7 +67,7 @@ class _Labels(_FromFile):
 
 def recognises(path: Path) -> bool:
     """Whether it, or the first JSON file in it, is of LabelMe."""
-    found = next(iter(path.rglob("*.json")), path) if path.is_dir() else path
+    found = path / next(iter(files_in(path, ".json")), "") if path.is_dir() else path
     return found.suffix.lower() == ".json" and {"shapes", "imagePath"} <= set(top_level(found))
 
 
@@ -78,7 +78,7 @@ def read(path: Path, images: Path | None = None) -> Annotations:
         Misfit: there is no JSON file, one cannot be read, or a shape cannot be or has no area.
     """
     folder = path if path.is_dir() else path.parent
-    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    files = [folder / name for name in files_in(folder, ".json")] if path.is_dir() else [path]
     if not files:
         raise Misfit([f"{path}: holds no .json file: give the folder that LabelMe saves to"])
     wrong = Complaints()
@@ -126,13 +126,14 @@ def _read(path: Path, folder: Path, images: Path | None) -> AnnotatedImage:
     name = _name(labels.imagePath, path.relative_to(folder).parent)
     wrong = Complaints()
     size = None
-    if labels.imageHeight is not None and labels.imageWidth is not None:
-        size = wrong.attempt(
-            lambda: shapes.size(labels.imageHeight or 0, labels.imageWidth or 0),
-            f"{where(('imageHeight',))}: image {name!r}",
-        )
-    elif images is not None and not leaves(name):
-        size = wrong.attempt(lambda: size_of(images / name), where(("imagePath",)))
+    # The place is looked up only where something is wrong.
+    try:
+        if labels.imageHeight is not None and labels.imageWidth is not None:
+            size = shapes.size(labels.imageHeight, labels.imageWidth)
+        elif images is not None and not leaves(name):
+            size = size_of(images / name)
+    except ValueError as error:
+        wrong.add(where(("imagePath",)), f"image {name!r}: {error}")
     drawn = []
     for index, shape in enumerate(labels.shapes):
         try:
@@ -208,6 +209,7 @@ def _shapes(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, Any
     }
     outline = annotation.outline
     if isinstance(outline, Box):
+        outline = shapes.around(outline, size)
         points = [[outline.left, outline.top], [outline.right, outline.bottom]]
         return [common | {"points": points, "shape_type": "rectangle", "mask": None}]
     if isinstance(outline, Polygons):

@@ -11,6 +11,7 @@ refused.
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Complaints, Misfit, Painted
-from bias_audit.data.files import leaves, near, pictures_in, size_of, whole_folder
+from bias_audit.data.files import files_in, leaves, near, pictures_in, size_of, whole_folder
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import union
 
@@ -45,12 +46,15 @@ def read(path: Path, images: Path | None) -> Annotations:
         raise Misfit([f"{path}: is not there: expected a folder with a folder of masks per region"])
     wrong = Complaints()
     regions = tuple(sorted(one.name for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")))
-    files = pictures_in(images)
+    wrong.lines += missing(path, regions)
+    # The masks may lie below the images.
+    own = f"{os.path.relpath(path.resolve(), images.resolve())}/"
+    files = [file for file in pictures_in(images) if not file.startswith(own)]
     stems = {str(PurePosixPath(file).with_suffix("")) for file in files}
     for region in regions:
-        for mask in sorted((path / region).rglob("*.png")):
-            if mask.relative_to(path / region).with_suffix("").as_posix() not in stems:
-                wrong.add(str(mask), f"has no image in {images}: remove it, or name it as its image")
+        for mask in files_in(path / region, ".png"):
+            if str(PurePosixPath(mask).with_suffix("")) not in stems:
+                wrong.add(str(path / region / mask), f"has no image in {images}: remove it, or name it as its image")
     sizes = {file: wrong.attempt(lambda file=file: size_of(images / file)) for file in files}  # type: ignore[misc]
     wrong.end()
     found = (AnnotatedImage(file, sizes[file], painted(path, file, regions), f"{path}") for file in files)
@@ -65,7 +69,7 @@ def painted(masks: Path, file: str, regions: Sequence[str]) -> tuple[Annotation,
 
 
 def missing(masks: Path, regions: Sequence[str]) -> list[str]:
-    """What is wrong with the names of regions, a line each: no folder, or one elsewhere."""
+    """What is wrong with the folders of regions, a line each: none, one elsewhere, or one of other pictures."""
     known = sorted(one.name for one in masks.iterdir() if one.is_dir()) if masks.is_dir() else []
     lines = []
     for region in regions:
@@ -73,6 +77,8 @@ def missing(masks: Path, regions: Sequence[str]) -> list[str]:
             lines.append(f"region {region!r}: leaves the folder {masks}: a region has the name of a folder in it")
         elif not (masks / region).is_dir():
             lines.append(f"{masks / region}: no folder of region {region!r}: {near(region, known)}")
+        elif not files_in(masks / region, ".png") and (others := pictures_in(masks / region)):
+            lines.append(f"{masks / region / others[0]}: is no .png, nor is another there: save masks as that")
     return lines
 
 
@@ -85,7 +91,7 @@ def write(annotations: Annotations, path: Path, images: Path | None = None) -> N
     """
     wrong = Complaints()
     for region in annotations.regions:
-        if not region or leaves(region) or PureWindowsPath(region).name != region:
+        if leaves(region) or PureWindowsPath(region).name != region:
             wrong.add(f"region {region!r}", "cannot be the name of a folder: rename it")
     shared = Counter(PurePosixPath(image.file).with_suffix("") for image in annotations.images)
     for image in annotations.images:

@@ -102,6 +102,7 @@ def ellipse(x: float, y: float, across: float, down: float, degrees: float = 0.0
     """
     if not (across > 0 and down > 0):
         raise ValueError(f"an ellipse has the radii {across:g} and {down:g}: expected more than 0, or remove it")
+    _check((x, y, across, down))
     angles = 2 * np.pi * np.arange(CORNERS) / CORNERS
     corners = np.stack([x + across * np.cos(angles), y + down * np.sin(angles)], axis=1)
     return polygon(_turned(corners, (x, y), degrees))
@@ -176,10 +177,10 @@ def around(outline: Outline, size: tuple[int, int] | None) -> Box:
     """The box around an outline; `size` is needed but for boxes and polygons.
 
     Raises:
-        ValueError: it is empty, or does not fit the image.
+        ValueError: it encloses nothing, or does not fit the image.
     """
     if isinstance(outline, Box):
-        return outline
+        return box(outline.left, outline.top, outline.right, outline.bottom)
     if isinstance(outline, Polygons):
         xs = [x for ring in outline.rings for x in ring[::2]]
         ys = [y for ring in outline.rings for y in ring[1::2]]
@@ -215,7 +216,7 @@ def collected(images: Iterable[AnnotatedImage], regions: Sequence[str], complain
     names = dict.fromkeys(regions)
     for image in images:
         first = places.setdefault(image.file, image.where)
-        if leaves(image.file) or not image.file:
+        if leaves(image.file):
             complaints.add(
                 image.where, f"image {image.file!r}: is not in the folder of the images: write its path below that"
             )

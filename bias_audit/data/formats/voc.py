@@ -41,7 +41,7 @@ from bias_audit.data.annotations import (
     Painted,
 )
 from bias_audit.data.elements import Element, read_xml, root_tag, xml_bytes
-from bias_audit.data.files import leaves, read_bytes, size_of, whole_folder
+from bias_audit.data.files import files_in, leaves, read_bytes, size_of, whole_folder
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import Mask, picture
 
@@ -88,8 +88,8 @@ def recognises(path: Path) -> bool:
     """Whether it is such a file, or a folder with one or with pictures of classes."""
     if path.is_file():
         return path.suffix.lower() == ".xml" and root_tag(path) == "annotation"
-    first = next(path.rglob("*.xml"), None)
-    return (path / CLASSES).is_dir() or (first is not None and root_tag(first) == "annotation")
+    first = next(iter(files_in(path, ".xml")), None)
+    return (path / CLASSES).is_dir() or (first is not None and root_tag(path / first) == "annotation")
 
 
 def read(path: Path, images: Path | None = None) -> Annotations:
@@ -98,15 +98,16 @@ def read(path: Path, images: Path | None = None) -> Annotations:
     Raises:
         Misfit: there is nothing of VOC, a file cannot be read, a box cannot be, or a colour has no name.
     """
-    root = path if path.is_dir() and path.name != BOXES else path.parent
+    inside = path if path.is_dir() else path.parent
+    root = inside.parent if inside.name == BOXES else inside
     boxes = path if path.is_file() else root / BOXES if (root / BOXES).is_dir() else path
     layout = _Layout(boxes, root / CLASSES, root / OBJECTS, _colours(root / LABELS))
-    files = [path] if path.is_file() else sorted(boxes.rglob("*.xml"))
+    files = [path] if path.is_file() else [boxes / name for name in files_in(boxes, ".xml")]
     wrong = Complaints()
     if files:
         found = [wrong.attempt(partial(_read, file, layout, images)) for file in files]
     else:
-        painted = sorted(layout.classes.rglob("*.png"))
+        painted = [layout.classes / name for name in files_in(layout.classes, ".png")]
         if not painted:
             raise Misfit([f"{path}: has neither XML files nor pictures in {CLASSES}: give the folder of a VOC export"])
         found = [wrong.attempt(partial(_read_painted, file, root, layout, images)) for file in painted]

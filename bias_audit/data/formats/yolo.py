@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Complaints, Misfit, Outline
-from bias_audit.data.files import pictures_in, read_bytes, size_of, whole_folder
+from bias_audit.data.files import files_in, pictures_in, read_bytes, size_of, whole_folder
 from bias_audit.data.formats import shapes
 from bias_audit.located import read_file, read_yaml
 
@@ -64,7 +64,7 @@ def read(path: Path, images: Path | None = None) -> Annotations:
     wrong = Complaints()
     listed: list[AnnotatedImage] = []
     used: dict[Path, str] = {}
-    texts = sorted(folder.rglob("*.txt"))
+    texts = [folder / name for name in files_in(folder, ".txt")]
     named: defaultdict[str, list[Path]] = defaultdict(list)
     for text in texts:
         named[text.name].append(text)
@@ -89,7 +89,8 @@ def read(path: Path, images: Path | None = None) -> Annotations:
             drawn = () if labels is None else tuple(_lines(labels, name, size, names, wrong))
             listed.append(AnnotatedImage(name, size, drawn, str(labels or file)))
     for labels in texts:
-        if labels not in used and "labels" in labels.relative_to(folder).parts[:-1]:
+        # Some tools write the names of the classes among the labels.
+        if labels not in used and labels.name not in NAMES and "labels" in labels.relative_to(folder).parts[:-1]:
             wrong.add(str(labels), f"has no image in {images}: give the folder of the images, or remove it")
     if not used and not wrong.lines:
         wrong.add(str(path), f"no image in {images} has labels: give the folder of the images")
@@ -184,7 +185,7 @@ def _lines(
 def _outline(shares: Sequence[float], size: tuple[int, int]) -> tuple[Outline, float | None]:
     height, width = size
     if any(not -1 <= value <= 2 for value in shares):
-        raise ValueError(f"has the places {list(shares)[:6]}: expected shares of the image, 0 to 1")
+        raise ValueError(f"has the places {list(shares)[:6]}: expected shares of the image, 0 to 1: draw it within")
     if len(shares) in (4, 5):
         x, y, across, down = shares[:4]
         box = shapes.box(
@@ -198,6 +199,7 @@ def _written(annotation: Annotation, number: int, size: tuple[int, int]) -> list
     height, width = size
     outline = annotation.outline
     if isinstance(outline, Box):
+        outline = shapes.around(outline, size)
         x, y = (outline.left + outline.right) / 2 / width, (outline.top + outline.bottom) / 2 / height
         shares = [x, y, (outline.right - outline.left) / width, (outline.bottom - outline.top) / height]
         rows = [shares if annotation.score is None else [*shares, annotation.score]]
@@ -206,4 +208,6 @@ def _written(annotation: Annotation, number: int, size: tuple[int, int]) -> list
             [value / (height if k % 2 else width) for k, value in enumerate(ring)]
             for ring in shapes.ringed(outline, size)
         ]
+    for row in rows:
+        _outline(row, size)
     return [f"{number} " + " ".join(f"{value:.12g}" for value in row) for row in rows]
