@@ -289,6 +289,15 @@ def test_cutting_one_region_out_of_the_other_mends_an_overlap(tmp_path: Path) ->
     assert states(checked(scene.write(tmp_path, roles + "minus: {hair: [tie]}\n"))) == CLEAN
 
 
+def test_what_is_cut_away_as_a_whole_is_absent(tmp_path: Path) -> None:
+    scene = clean()
+    regions = scene.boxes["0-03.png"]
+    regions["hair"] = regions["tie"]
+    report = checked(scene.write(tmp_path, "object: [tie]\nspurious: [hair]\nminus: {hair: [tie]}\n"))
+    assert states(report)["extent"] == "held"
+    assert "hair: 95 of 96 images" in found(report, "coverage").said
+
+
 def test_an_area_difference_is_told_with_its_numbers(tmp_path: Path) -> None:
     scene = clean()
     plant_large_hair(scene)

@@ -171,8 +171,14 @@ def _decode_annotated(
             f"{path}: is {found.height} x {found.width} pixels (height x width), its annotations are for "
             f"{size[0]} x {size[1]}: give the images that were annotated"
         )
-    masks = {name: union(plus, actual) & ~union(cut, actual) for name, (plus, cut) in regions.items()}
-    return found, {name: torch.from_numpy(mask) for name, mask in masks.items()}
+    masks = {}
+    for name, (plus, cut) in regions.items():
+        drawn = union(plus, actual)
+        left = drawn & ~union(cut, actual)
+        # What is cut away as a whole is not there; that an outline holds no pixel is for who drew it to know.
+        if left.any() or not drawn.any():
+            masks[name] = torch.from_numpy(left)
+    return found, masks
 
 
 def _decode_painted(path: Path, regions: Mapping[str, Outline]) -> Decoded:
