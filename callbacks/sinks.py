@@ -18,6 +18,7 @@ from bias_audit.overlays import shareable
 from bias_audit.records import RunDirectory
 from bias_audit.redaction import without_secrets
 from bias_audit.results import AuditResult, AuditSummary, Manifest, RecordError, SampleSheet
+from bias_audit.rng import preserved_rng
 from bias_audit.terms import Estimate, Verdict
 
 MOST_CLASSES = 20
@@ -172,7 +173,9 @@ class FanOut:
     def _each(self, call: Callable[[Sink], None], *, set_up: bool = False, may_raise: bool = True) -> None:
         for sink in tuple(self._sinks):
             try:
-                call(sink)
+                # MLflow before 3 draws a file's name from Python's global generator; training draws as without it.
+                with preserved_rng():
+                    call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
                 self._recorded = self._recorded and not isinstance(sink, RunDirectorySink)

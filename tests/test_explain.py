@@ -292,6 +292,7 @@ def test_a_layer_that_puts_out_a_named_tuple(net: Net, images: Tensor) -> None:
     torch.testing.assert_close(explain(Model(), images, layer="late").maps, explain(net, images, layer="late").maps)
 
 
+@pytest.mark.newest("timm 1.0.3 checkpoints by the reentrant way")
 def test_checkpointing_in_the_tail() -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=64, depth=3)

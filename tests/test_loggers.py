@@ -27,7 +27,7 @@ from bias_audit.callbacks import Background, BiasAuditCallback, Session
 from bias_audit.callbacks.grids import TILE, grid, listing
 from bias_audit.callbacks.lightning import _sinks_of
 from bias_audit.callbacks.mlflow import MlflowSink, metric_key
-from bias_audit.callbacks.sinks import LoggerSink, in_words, scalars
+from bias_audit.callbacks.sinks import FanOut, LoggerSink, in_words, scalars
 from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.overlays import fixed_panel, overlay
 from bias_audit.records import Run
@@ -291,16 +291,49 @@ def test_without_regions_there_are_no_worst(tmp_path: Path, store: Path) -> None
     assert events_of(TensorBoardLogger(tmp_path, version=0)).Tags()["images"] == ["bias_audit/overlays/panel"]
 
 
-def test_they_draw_from_no_global_generator(tmp_path: Path, store: Path) -> None:
+def test_they_move_no_global_generator(tmp_path: Path, store: Path) -> None:
     run = read_run(make_run(tmp_path / "run", samples=8, audits=2))
     for sink in (TensorBoardSink(TensorBoardLogger(tmp_path)), MlflowSink(mlflow_logger(store))):
-        sink.start(session_of(run))
-        before = generators()
-        sink.write(result_of(run, 0))
-        sink.write(result_of(run, 1))
-        sink.fail(900, "no memory")
-        sink.end()
+        sinks, before = FanOut([sink], "raise"), generators()
+        sinks.start(session_of(run))
+        sinks.write(result_of(run, 0))
+        sinks.write(result_of(run, 1))
+        sinks.fail(900, "no memory")
+        sinks.end()
         assert before == generators()
+
+
+class Drawing:
+    """A sink that draws from every global generator whenever it is called."""
+
+    def start(self, session: Session) -> None:
+        self._draw()
+
+    def write(self, result: AuditResult) -> None:
+        self._draw()
+
+    def fail(self, step: int, reason: str) -> None:
+        self._draw()
+        raise OSError("and fails")
+
+    def end(self, error: str = "") -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+
+
+def test_what_a_sink_draws_is_given_back(tmp_path: Path) -> None:
+    run, sink = read_run(make_run(tmp_path / "run", samples=8, audits=1)), Drawing()
+    sinks, before = FanOut([sink], "warn"), generators()
+    sinks.start(session_of(run))
+    sinks.write(result_of(run, 0))
+    sinks.end()
+    with pytest.warns(RuntimeWarning, match="Drawing failed"):
+        sinks.fail(900, "no memory")
+    assert before == generators()
+    sink.end()
+    assert before != generators()
 
 
 # One that fails.

@@ -337,6 +337,7 @@ def test_check_says_what_the_gate_says(run: Callable[..., Run]) -> None:
 # schema
 
 
+@pytest.mark.newest("pydantic wrote numbers otherwise before")
 def test_the_published_schema_is_what_the_code_makes() -> None:
     published = files("bias_audit.schemas").joinpath("policy.schema.json").read_text(encoding="utf-8")
     assert published == policy_schema(), "run: bias-audit policy schema > bias_audit/schemas/policy.schema.json"

@@ -359,6 +359,7 @@ def test_objects_are_unpickled_only_on_trust(saved: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.newest("torch 2.8 reads the weights all the same")
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not say what was read")
 def test_weights_are_not_read_to_date_a_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "large.ckpt"
