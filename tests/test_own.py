@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+import yaml
+from planted import biased, clean, write_planted
 from torch import Tensor, nn
+from training import audit_set as scenes
+from training import fit, trainer
 
 from bias_audit import AuditDataset, AuditPlan, Policy, audit_model, read_run, run_gate
 from bias_audit.attribution import cam
 from bias_audit.attribution.cam import Sign
 from bias_audit.baseline import Baseline
+from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.callbacks.wandb_keys import Keys
 from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
@@ -29,45 +34,18 @@ from bias_audit.report import render
 from bias_audit.report.compare import render_comparison
 from bias_audit.results import SampleScores
 from bias_audit.terms import Estimate, Outcome, Subjects
-from tests.planted import biased, clean, write_planted
 
-
-def hottest_cell(maps: Tensor, regions: ProjectedRegions) -> Scored:
-    """Whether the region holds most of the map's hottest cell, 0 or 1."""
-    hottest = maps.flatten(2).argmax(dim=2)
-    whole = regions.image.flatten()[hottest].unsqueeze(2)
-    weights = regions.weights.flatten(2).expand(len(maps), -1, -1, -1)
-    inside = weights.gather(3, hottest[:, :, None, None].expand(-1, -1, weights.shape[2], 1)).squeeze(3)
-    valid = (maps.flatten(2).amax(dim=2) > 0).unsqueeze(2) & (regions.area > 0)
-    return Scored(torch.where(valid, (inside > whole / 2).float(), 0), valid)
-
-
-def margin_gap(
-    scores: SampleScores, attributes: npt.NDArray[np.str_], subjects: Subjects, seed: int
-) -> Iterator[Estimate]:
-    """How far the mean margin of the first class differs between an attribute's values, with a normal interval."""
-    for column, (name, values) in enumerate(subjects.attributes):
-        of_class = scores.labels == 0
-        groups = [scores.margin[of_class & (attributes[:, column] == value)] for value in values]
-        first, last = min(groups, key=np.mean), max(groups, key=np.mean)
-        gap = float(last.mean() - first.mean())
-        half = 1.96 * float(np.sqrt(first.var() / len(first) + last.var() / len(last)))
-        yield Estimate("own.margin_gap", gap, gap - half, gap + half, len(first) + len(last), group=name)
-
-
-def strength(activations: Tensor, gradients: Tensor, sign: Sign) -> Tensor:
-    """How strongly anything is seen, whatever it is for."""
-    return activations.abs().mean(dim=1)
-
+# The page's own code.
+PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+NAMES: dict[str, Any] = {}
+for block in BLOCKS:
+    exec(block, NAMES)
+hottest_cell, margin_gap, strength = NAMES["hottest_cell"], NAMES["margin_gap"], NAMES["strength"]
 
 QUICK = AuditPlan(fitness_samples=0, intervention_samples=0)
-PLAN = AuditPlan(methods=("gradcam", strength), metrics=(hottest_cell,), evidence=(margin_gap,), fitness_samples=0)
-POLICY = {
-    "rules": [
-        {"metric": "own.hottest_cell", "region": "corner", "method": "gradcam", "max": 0.2},
-        {"metric": "own.margin_gap", "group": "colour", "max": 2},
-    ]
-}
+PLAN = replace(NAMES["plan"], fitness_samples=0)
+POLICY = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +268,22 @@ def test_loggers_and_the_terminal_have_them(runs: dict[str, Path]) -> None:
     assert found["bias_audit_2_where_it_looks/own_hottest_cell_corner"] == "where"
     assert found["bias_audit_2_where_it_looks/own_hottest_cell_corner_by_strength"] == "where"
     assert found["bias_audit_4_for_whom/own_margin_gap_colour"] == "whom"
+
+
+def test_each_is_one_short_file() -> None:
+    assert [block.split("\n")[0] for block in BLOCKS] == [
+        f"# {name}.py" for name in ("hottest_cell", "margin_gap", "strength", "train", "ledger")
+    ]
+    assert max(len(block.splitlines()) for block in BLOCKS) < 40
+
+
+def test_a_sink_gets_what_the_records_have(tmp_path: Path) -> None:
+    callback = BiasAuditCallback(scenes(), sinks=[NAMES["Ledger"](tmp_path / "ledger.csv")], dirpath=tmp_path / "run")
+    fit(trainer(tmp_path, callback, max_epochs=1))
+    run = read_run(tmp_path / "run")
+    with (tmp_path / "ledger.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["step", "outcome", "reliance"]
+    assert [line[:2] for line in lines] == [[str(a.step), a.judgement.outcome] for a in run.audits]
+    relied_on = [[f.name for f in a.judgement.findings if f.verdict == "reliance"] for a in run.audits]
+    assert [line[2].split() for line in lines] == relied_on
