@@ -312,7 +312,7 @@ def written(measured: Measured) -> str:
 def drawing() -> str:
     """An SVG of what the regions are: mannequins that face the camera or do not, with their regions."""
     views = {
-        "from before": mannequin(scale=0.3),
+        "from the front": mannequin(scale=0.3),
         "turned": mannequin(40, 10, body=25, scale=0.3),
         "from the side": mannequin(90, body=90, scale=0.3),
         "from behind": mannequin(180, body=180, scale=0.3),
