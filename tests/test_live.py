@@ -33,13 +33,13 @@ def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_pa
     try:
         until = time.monotonic() + 300
         drawn = next_page(out, training, 0, until)
+        training.send_signal(signal.SIGSTOP)
         page = open_page(out, clock=True)
         assert page.locator("#live").is_visible()
         seen = []
         while page.locator("#live").count():
             seen.append(audits_on(page))
-            training.send_signal(signal.SIGCONT)
-            drawn = next_page(out, training, drawn, until, hold=len(set(seen)) < 3)
+            drawn = next_page(out, training, drawn, until, in_steps=len(set(seen)) < 3)
             # The page's clock is set forward; it finds what the training has written since by itself.
             with page.expect_navigation():
                 page.clock.run_for(RELOAD_MS)
@@ -55,17 +55,22 @@ def test_the_page_follows_the_training_and_stops_with_it(tmp_path: Path, open_pa
     assert f"file://{out}/report.html" in said
 
 
-def next_page(out: Path, training: subprocess.Popen[str], last: int, until: float, hold: bool = True) -> int:
-    """Wait for a page that was not there before and `hold` the training, that it does not run ahead of the browser."""
+def next_page(out: Path, training: subprocess.Popen[str], last: int, until: float, in_steps: bool = False) -> int:
+    """Wait for a page that was not there before.
+
+    A training that is let go `in_steps`, and held between them, does not run ahead of the process that draws, nor of
+    the browser, however busy the machine is.
+    """
     page = out / "report.html"
     while not page.exists() or page.stat().st_mtime_ns == last:
         assert time.monotonic() < until
         assert training.poll() is None or page.exists()
-        time.sleep(0.005)
-    drawn = page.stat().st_mtime_ns
-    if hold:
-        training.send_signal(signal.SIGSTOP)
-    return drawn
+        training.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        if in_steps:
+            training.send_signal(signal.SIGSTOP)
+            time.sleep(0.2)
+    return page.stat().st_mtime_ns
 
 
 def audits_on(page: Page) -> int:
