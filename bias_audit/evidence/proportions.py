@@ -37,7 +37,9 @@ def largest_difference(pairs: Iterable[tuple[Count, Count]], level: float = 0.95
     for pair in both:
         worse, better = sorted(pair, key=lambda count: (count[0] / count[1], count))
         value, low, high = newcombe(better, worse, each)
-        found.append((value, low, max(high, -low)))
+        high = max(high, -low)
+        # Which of two equal proportions is the better is nobody's to say: the interval is the same either way.
+        found.append((value, low if value else -high, high))
     value, low, high = (max(bound) for bound in zip(*found, strict=True))
     return value, low, high
 
