@@ -73,6 +73,49 @@ def test_celeba_is_what_torchvision_reads(faces: Path, split: str) -> None:
         assert torch.equal(batch.masks[0], torch.stack([drawn["hair"][0], drawn["face"][0]]))
 
 
+@pytest.fixture
+def wild(faces: Path) -> Path:
+    """The same nine as they were found: pictures of several sizes, each with a box around the head."""
+    folder = faces / "celeba"
+    (folder / "img_celeba").mkdir()
+    landmarks, boxes = [], []
+    for i in range(9):
+        name, (height, width) = f"{i + 1:06d}.jpg", (250 + 10 * i, 220 + 7 * i)
+        Image.new("RGB", (width, height), (10 * i, 90, 120)).save(folder / "img_celeba" / name)
+        landmarks.append(f"{name} " + " ".join(str(p + 20 + i) for p in ALIKE))
+        boxes.append(f"{name} {30 + i} {40 + 2 * i} {100 + i} {140 + i}")
+    (folder / "list_landmarks_celeba.txt").write_text("\n".join(["9", "lefteye_x ...", *landmarks]) + "\n")
+    (folder / "list_bbox_celeba.txt").write_text("\n".join(["9", "image_id x_1 y_1 width height", *boxes]) + "\n")
+    return faces
+
+
+def test_boxes_belong_to_the_pictures_as_they_were_found(wild: Path) -> None:
+    found = celeba(wild, split="all", aligned=False, object=["mouth"], spurious=["box"], context=["face"])
+    peer = Unchecked(wild, "all", target_type="bbox")
+    for i, (_, (left, top, width, height)) in enumerate(peer):
+        mouth, box, face = found.batch([i]).masks[0]
+        size = Image.open(wild / "celeba" / "img_celeba" / found.ids[i]).size
+        expected = torch.zeros(size[::-1], dtype=torch.bool)
+        expected[top : top + height, left : left + width] = True
+        assert torch.equal(box, expected & ~mouth) and mouth.any()
+        points = torch.tensor([p + 20 + i for p in ALIKE], dtype=torch.float32).reshape(1, 5, 2)
+        assert torch.equal(face, face_regions(points, size[::-1])["face"][0] & ~mouth)
+    assert {count.region: (count.boxed, count.absent) for count in found.sheet()[2]} == {
+        "mouth": (0, 0),
+        "box": (9, 0),
+        "face": (0, 0),
+    }
+
+
+def test_aligned_pictures_have_no_box(wild: Path) -> None:
+    with pytest.raises(ValueError, match="unknown region 'box'"):
+        celeba(wild, spurious=["box"])
+    boxes = wild / "celeba" / "list_bbox_celeba.txt"
+    boxes.write_text("\n".join(line for line in boxes.read_text().splitlines() if "000005" not in line))
+    (line,) = lines_of(lambda: celeba(wild, aligned=False))
+    assert line.endswith("image '000005.jpg': has no box: unpack the data set again")
+
+
 def test_what_an_object_region_covers_is_no_other_regions(faces: Path) -> None:
     found = celeba(faces, object=["mouth"], spurious=["face", "hair"], context=["eyes", "background"])
     mouth, face, hair, eyes, background = found.batch([0]).masks[0]
@@ -245,7 +288,7 @@ def test_all_that_is_wrong_with_celeba_is_said_at_once(faces: Path) -> None:
     (folder / "img_align_celeba/000006.jpg").unlink()
     lines = lines_of(lambda: celeba(faces))
     for place, image, said in (
-        ("list_landmarks_align_celeba.txt, line 7", "000005.jpg", "ten whole numbers"),
+        ("list_landmarks_align_celeba.txt, line 7", "000005.jpg", "10 whole numbers"),
         ("list_attr_celeba.txt, line 6", "000004.jpg", "expected 40 values, got 39"),
         ("list_attr_celeba.txt, line 7", "000005.jpg", "Male is '7'"),
         ("list_attr_celeba.txt, line 7", "000005.jpg", "has no landmarks"),

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bias_audit.data.annotations import Complaints, Misfit
+from bias_audit.data.annotations import Box, Complaints, Misfit
 from bias_audit.data.files import near, read_bytes, unfound
-from bias_audit.data.outlines import picture
+from bias_audit.data.outlines import mask_of, picture
 from bias_audit.data.samples import DEFAULT_CACHE_BYTES, AuditDataset, Decoded, PendingSample
 
 FACE_REGIONS = ("face", "eyes", "mouth", "hair", "background")
 PET_REGIONS = ("pet", "background", "border")
 BIRD_REGIONS = ("bird", "background")
-# (height, width) of CelebA's aligned pictures, which its landmarks belong to.
+# (height, width) of CelebA's aligned pictures.
 ALIGNED = (218, 178)
 # What the columns of Waterbirds' metadata may hold: 1 is water; training, validation and test.
 _CODES = {"y": ("0", "1"), "split": ("0", "1", "2"), "place": ("0", "1")}
@@ -39,6 +39,7 @@ def celeba(
     root: str | Path,
     *,
     split: Literal["train", "valid", "test", "all"] = "valid",
+    aligned: bool = True,
     target: str = "Blond_Hair",
     attributes: Sequence[str] = ("Male",),
     object: Sequence[str] = ("hair",),
@@ -47,18 +48,21 @@ def celeba(
     transform: Callable[..., Any] | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> AuditDataset:
-    """CelebA's aligned faces; one of its 40 attributes is the class, others are compared by.
+    """CelebA's faces; one of its 40 attributes is the class, others are compared by.
 
-    Regions are drawn around its five landmarks by `face_regions`; its boxes belong to other, larger pictures. What an
-    object region covers is cut out of the others. An attribute's values are "yes" and "no"; their names are the data
-    set's, and so is what they claim of people.
+    Regions are drawn around the five landmarks by `face_regions`. Its boxes of heads belong to the pictures as they
+    were found, not to the aligned ones, though torchvision gives both together. What an object region covers is cut out
+    of the others. An attribute's values are "yes" and "no"; their names are the data set's, and so is what they claim
+    of people.
 
     Args:
         root: holds `celeba/` as torchvision unpacks it, or is that folder.
         split: which rows of `list_eval_partition.txt`.
+        aligned: the pictures of `img_align_celeba`, all of one size; else those of `img_celeba`, which have the region
+            "box" too.
         target: name of the attribute to be classified: class 1 has it, class 0 is "not" it.
         attributes: names of the attributes to compare groups by.
-        object, spurious, context: any of "face", "eyes", "mouth", "hair", "background".
+        object, spurious, context: any of "face", "eyes", "mouth", "hair", "background"; and "box".
 
     Raises:
         Misfit: a table that cannot be read, rows that do not fit it, pictures that are not there; says all of them.
@@ -73,7 +77,7 @@ def celeba(
     folder, splits = _below(root, "celeba"), {"train": "0", "valid": "1", "test": "2"}
     if split not in (*splits, "all"):
         raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}, all")
-    _check_regions(FACE_REGIONS, object, spurious, context)
+    _check_regions(FACE_REGIONS if aligned else (*FACE_REGIONS, "box"), object, spurious, context)
     wrong = Complaints()
     wanted = set()
     for row in _rows(folder / "list_eval_partition.txt", 1, wrong):
@@ -85,8 +89,9 @@ def celeba(
     for name in (target, *attributes):
         if name not in names:
             raise ValueError(f"{folder / 'list_attr_celeba.txt'}: no attribute {name!r}: {near(name, names)}")
-    landmarks = _landmarks(folder / "list_landmarks_align_celeba.txt", wanted, wrong)
-    pictures = folder / "img_align_celeba"
+    landmarks = _numbers(folder / f"list_landmarks_{'align_' if aligned else ''}celeba.txt", 10, wanted, wrong)
+    boxes = None if aligned else _numbers(folder / "list_bbox_celeba.txt", 4, wanted, wrong)
+    pictures = folder / ("img_align_celeba" if aligned else "img_celeba")
     there = set(os.listdir(pictures)) if pictures.is_dir() else set()
     samples = []
     for row in _rows(folder / "list_attr_celeba.txt", 40, wrong, header=2):
@@ -101,10 +106,14 @@ def celeba(
             wrong.add(row.where, f"image {row.name!r}: is not in {pictures}: unpack the pictures there")
         if row.name not in landmarks:
             wrong.add(row.where, f"image {row.name!r}: has no landmarks: unpack the data set again")
+        elif boxes is not None and row.name not in boxes:
+            wrong.add(row.where, f"image {row.name!r}: has no box: unpack the data set again")
         else:
-            decode = partial(_decode_face, pictures / row.name, landmarks[row.name], tuple(object))
+            box = None if boxes is None else boxes[row.name]
+            decode = partial(_decode_face, pictures / row.name, landmarks[row.name], box, tuple(object))
             known = {name: "yes" if values[name] == "1" else "no" for name in attributes}
-            samples.append(PendingSample(int(values[target] == "1"), known, row.name, decode))
+            boxed = frozenset[str]() if aligned else frozenset({"box"})
+            samples.append(PendingSample(int(values[target] == "1"), known, row.name, decode, boxed))
     for name in sorted(wanted):
         wrong.add(str(folder / "list_eval_partition.txt"), f"image {name!r}: has no row in list_attr_celeba.txt")
     wrong.end()
@@ -369,16 +378,16 @@ def _rows(path: Path, cells: int, wrong: Complaints, header: int = 0) -> Iterato
             wrong.add(f"{path}, line {number}", f"image {name!r}: expected {cells} values, got {len(rest)}")
 
 
-def _landmarks(path: Path, wanted: set[str], wrong: Complaints) -> dict[str, tuple[int, ...]]:
-    """Of each wanted image x and y of five points."""
+def _numbers(path: Path, count: int, wanted: set[str], wrong: Complaints) -> dict[str, tuple[int, ...]]:
+    """Of each wanted image its row: x and y of five points, or left, top, width and height."""
     found = {}
-    for row in _rows(path, 10, wrong, header=2):
+    for row in _rows(path, count, wrong, header=2):
         if row.name in wanted:
-            points = tuple(value for value in map(_whole, row.cells) if value is not None)
-            if len(points) == 10:
-                found[row.name] = points
+            numbers = tuple(value for value in map(_whole, row.cells) if value is not None)
+            if len(numbers) == count:
+                found[row.name] = numbers
             else:
-                wrong.add(row.where, f"image {row.name!r}: expected ten whole numbers: unpack the data set again")
+                wrong.add(row.where, f"image {row.name!r}: expected {count} whole numbers: unpack the data set again")
     return found
 
 
@@ -402,16 +411,24 @@ def _whole(text: str) -> int | None:
     return int(text) if digits.isascii() and digits.isdecimal() and len(digits) <= 6 else None
 
 
-def _decode_face(path: Path, landmarks: tuple[int, ...], objects: tuple[str, ...]) -> Decoded:
+def _decode_face(
+    path: Path, landmarks: tuple[int, ...], box: tuple[int, ...] | None, objects: tuple[str, ...]
+) -> Decoded:
+    """`box` is (left, top, width, height), None of an aligned picture."""
     found = picture(path)
-    if (found.height, found.width) != ALIGNED:
+    size = found.height, found.width
+    if box is None and size != ALIGNED:
         raise ValueError(
             f"{path}: is {found.height} x {found.width} pixels (height x width), the landmarks are for the aligned "
             f"pictures of {ALIGNED[0]} x {ALIGNED[1]}: unpack img_align_celeba.zip"
         )
     points = torch.tensor(landmarks, dtype=torch.float32).reshape(1, 5, 2)
-    regions = {name: masks[0] for name, masks in face_regions(points, ALIGNED).items() if masks.any()}
-    taken = torch.stack([regions[name] for name in objects if name in regions] or [torch.zeros(ALIGNED).bool()]).any(0)
+    every = {name: masks[0] for name, masks in face_regions(points, size).items()}
+    if box is not None:
+        left, top, width, height = box
+        every["box"] = torch.from_numpy(mask_of(Box(left, top, left + width, top + height), size))
+    regions = {name: mask for name, mask in every.items() if mask.any()}
+    taken = torch.stack([regions[name] for name in objects if name in regions] or [torch.zeros(size).bool()]).any(0)
     return found, {name: mask if name in objects else mask & ~taken for name, mask in regions.items()}
 
 
