@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# uv links the files of one cache into every environment: three of them with torch take the room of two.
+INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
@@ -9,12 +11,12 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet 'uv>=0.8'
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(INSTALL) --editable '.[bench]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -83,13 +85,12 @@ wheel: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . > dist.log 2>&1 || (cat dist.log; exit 1)
 	rm -f dist.log
-	rm -rf .venv-wheel
-	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install --quiet dist/*.whl
+	$(BIN)/uv venv --quiet --clear .venv-wheel
+	VIRTUAL_ENV=.venv-wheel $(BIN)/uv pip install --quiet dist/*.whl
 	cd / && $(CURDIR)/.venv-wheel/bin/python -c "import importlib.util as u, bias_audit.callbacks; assert u.find_spec('callbacks') is None"
 	cd / && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/tests/synthetic.py $(CURDIR)/build/wheel-run
 	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit report $(CURDIR)/build/wheel-run
 	cd / && $(CURDIR)/.venv-wheel/bin/bias-audit gate $(CURDIR)/build/wheel-run > /dev/null; test $$? -eq 1
 
 clean:
-	rm -rf $(VENV) .venv-wheel build dist demo runs *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-wheel build dist demo runs *.egg-info

@@ -22,7 +22,7 @@ from benchmarks.workloads import Workload
 from bias_audit import Auditor, AuditPlan, AuditResult, explain
 from bias_audit.attribution.capture import borrowed, capture
 from bias_audit.data.samples import AuditBatch
-from bias_audit.records import RunDirectory
+from bias_audit.records.runs import RunDirectory
 from bias_audit.riding import RideAlong
 from bias_audit.scoring import BatchScores
 

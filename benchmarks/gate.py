@@ -23,9 +23,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from benchmarks.results import Machine, this_machine, today
-from bias_audit.policy import Policy
-from bias_audit.records import RunDirectory
-from bias_audit.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.runs import RunDirectory
 from bias_audit.terms import REMAINDER, Estimate, Subjects
 from bias_audit.verdict import judge
 

@@ -15,37 +15,37 @@ if TYPE_CHECKING:
     from bias_audit.data.metadata import Metadata
     from bias_audit.data.samples import AuditBatch, AuditDataset, AuditSample
     from bias_audit.findings import Finding
-    from bias_audit.gate import GateResult, run_gate
+    from bias_audit.gate.gate import GateResult, run_gate
     from bias_audit.plan import AuditPlan
-    from bias_audit.policy import Policy, Rule
+    from bias_audit.policies.policy import Policy, Rule
     from bias_audit.rebalancing import rebalancing_plan
-    from bias_audit.records import Run, read_run
+    from bias_audit.records.results import AuditResult
+    from bias_audit.records.runs import Run, read_run
     from bias_audit.report import write_report
-    from bias_audit.results import AuditResult
     from bias_audit.terms import Estimate, Verdict
 
 _HOMES = {
     "AuditBatch": "bias_audit.data.samples",
     "AuditDataset": "bias_audit.data.samples",
     "AuditPlan": "bias_audit.plan",
-    "AuditResult": "bias_audit.results",
+    "AuditResult": "bias_audit.records.results",
     "AuditSample": "bias_audit.data.samples",
     "Auditor": "bias_audit.audit",
     "Estimate": "bias_audit.terms",
     "Finding": "bias_audit.findings",
-    "GateResult": "bias_audit.gate",
+    "GateResult": "bias_audit.gate.gate",
     "Heatmaps": "bias_audit.attribution.explain",
     "Metadata": "bias_audit.data.metadata",
-    "Policy": "bias_audit.policy",
-    "Rule": "bias_audit.policy",
-    "Run": "bias_audit.records",
+    "Policy": "bias_audit.policies.policy",
+    "Rule": "bias_audit.policies.policy",
+    "Run": "bias_audit.records.runs",
     "Verdict": "bias_audit.terms",
     "attention_penalty": "bias_audit.attribution.penalty",
     "audit_model": "bias_audit.audit",
     "explain": "bias_audit.attribution.explain",
-    "read_run": "bias_audit.records",
+    "read_run": "bias_audit.records.runs",
     "rebalancing_plan": "bias_audit.rebalancing",
-    "run_gate": "bias_audit.gate",
+    "run_gate": "bias_audit.gate.gate",
     "write_report": "bias_audit.report",
 }
 

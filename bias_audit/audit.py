@@ -42,10 +42,9 @@ from bias_audit.evidence.probe import probe, region_probe
 from bias_audit.localization import PixelRegions, ProjectedRegions, label_pixels, project_regions, with_remainder
 from bias_audit.overlays import outlined
 from bias_audit.plan import AuditPlan
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.ranks import ALONE, Ranks
-from bias_audit.records import RunDirectory
-from bias_audit.results import (
+from bias_audit.records.results import (
     AuditResult,
     AuditSummary,
     ChangedPictures,
@@ -56,6 +55,7 @@ from bias_audit.results import (
     Thumbnails,
     now,
 )
+from bias_audit.records.runs import RunDirectory
 from bias_audit.rng import preserved_rng
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, decisions_of, maps_of, score_batch
 from bias_audit.terms import EXPLAINER_METRICS, INTERVENTION_METRICS, OWN, OWN_NAME, PROBE_METRICS, REMAINDER, Estimate

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from bias_audit.data.annotations import Misfit
-from bias_audit.gate import FailOn, OnInconclusive
+from bias_audit.gate.gate import FailOn, OnInconclusive
 from bias_audit.outputs import defused
 from bias_audit.redaction import without_secrets
 from bias_audit.regions.commands import app as regions
@@ -85,10 +85,10 @@ def gate(
 
     Exit codes: 0 passed, 1 violated, 2 wrong usage, configuration or an error, 3 inconclusive.
     """
-    from bias_audit.gate import judge_source
+    from bias_audit.gate.gate import judge_source
+    from bias_audit.gate.sources import audited
     from bias_audit.outputs import clear, destinations, write
-    from bias_audit.policy_file import read_policy
-    from bias_audit.sources import audited
+    from bias_audit.policies.file import read_policy
 
     where = destinations(format or [], output or [])
     clear(where)
@@ -191,7 +191,7 @@ def clusters(
 ) -> None:
     """Look for cues that nobody annotated: images of one class whose heatmaps lie elsewhere than the others'."""
     from bias_audit.evidence.clusters import ranked
-    from bias_audit.records import read_run
+    from bias_audit.records.runs import read_run
     from bias_audit.report.clusters import draw_clusters, run_clusters
 
     run = read_run(run_dir)
@@ -214,7 +214,7 @@ def show(
     ] = None,
 ) -> None:
     """Print an audit's verdicts, how its numbers came about, and the samples that are looked at worst."""
-    from bias_audit.records import read_run
+    from bias_audit.records.runs import read_run
 
     run, asked = read_run(run_dir), samples
     if asked is None:
@@ -232,8 +232,8 @@ def compare(
     no_thumbnails: NoThumbnails = False,
 ) -> None:
     """Say what changed from one run to another, with intervals; it is no gate and exits with 0."""
-    from bias_audit.compare import compare_runs
-    from bias_audit.records import read_run
+    from bias_audit.gate.compare import compare_runs
+    from bias_audit.records.runs import read_run
     from bias_audit.report.compare import write_comparison
 
     found = compare_runs(read_run(run_a), read_run(run_b))
@@ -257,11 +257,11 @@ def update(
 
     What a run shows may be made the baseline whether or not a policy allows it: review the change as one of code.
     """
-    from bias_audit.baseline import Baseline, read_baseline, write_baseline
-    from bias_audit.gate import run_gate
-    from bias_audit.records import read_run
-    from bias_audit.results import RecordError
-    from bias_audit.sources import open_run
+    from bias_audit.gate.baseline import Baseline, read_baseline, write_baseline
+    from bias_audit.gate.gate import run_gate
+    from bias_audit.gate.sources import open_run
+    from bias_audit.records.results import RecordError
+    from bias_audit.records.runs import read_run
 
     with open_run(source) as path:
         run = read_run(path)
@@ -288,9 +288,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented policy: what may be asked of a run like this one, and what it measures today."""
-    from bias_audit.policy_init import draft_policy
-    from bias_audit.records import read_run, write_whole
-    from bias_audit.sources import open_run
+    from bias_audit.gate.sources import open_run
+    from bias_audit.policies.draft import draft_policy
+    from bias_audit.records.runs import read_run, write_whole
 
     if output.exists() and not force:
         raise FileExistsError(f"{output}: is there already: name another file with --output, or give --force")
@@ -311,12 +311,12 @@ def check(
 
     Exit codes: 0 all rules are decided, violated or not; 2 something is misspelt; 3 the run leaves a rule undecided.
     """
-    from bias_audit.baseline import read_baseline
-    from bias_audit.policy_check import check_policy
-    from bias_audit.policy_file import read_policy
-    from bias_audit.records import read_run
-    from bias_audit.results import MissingEvidenceError
-    from bias_audit.sources import open_run
+    from bias_audit.gate.baseline import read_baseline
+    from bias_audit.gate.sources import open_run
+    from bias_audit.policies.check import check_policy
+    from bias_audit.policies.file import read_policy
+    from bias_audit.records.results import MissingEvidenceError
+    from bias_audit.records.runs import read_run
 
     file = read_policy(policy)
     if source is None:
@@ -338,7 +338,7 @@ def check(
 @policies.command()
 def schema() -> None:
     """Print the JSON Schema of a policy, for editors."""
-    from bias_audit.policy_schema import policy_schema
+    from bias_audit.policies.schema import policy_schema
 
     typer.echo(policy_schema(), nl=False)
 

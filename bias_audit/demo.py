@@ -28,10 +28,10 @@ from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.metadata import Metadata
 from bias_audit.data.samples import AuditDataset
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, REGIONS, Scene, balanced_scenes, counts_with_bias, draw_scenes
-from bias_audit.gate import GateResult, run_gate
+from bias_audit.gate.gate import GateResult, run_gate
 from bias_audit.plan import AuditPlan
-from bias_audit.records import Run, read_run
-from bias_audit.results import AuditSummary
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.runs import Run, read_run
 
 SIZE = 96
 PER_CLASS = 1000

@@ -20,7 +20,7 @@ from statistics import NormalDist
 from typing import Literal
 
 from bias_audit.multiplicity import exceedance_p, holm, samples_to_settle
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import Estimate, Subjects, Verdict
 
 # Of a 95 % interval, what may lie on one side.

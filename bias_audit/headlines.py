@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bias_audit.terms import COMPARING_METRICS, OWN, REMAINDER, Estimate
 
 if TYPE_CHECKING:
-    from bias_audit.results import RegionCount
+    from bias_audit.records.results import RegionCount
 
 # In the order in which a reader asks: is it right, does it look there, does it rely on it, for whom is it wrong.
 HEADLINES = (
@@ -32,7 +32,7 @@ def caveats(annotated: Iterable[RegionCount]) -> tuple[str, ...]:
     """A sentence for each region that some images lack, or whose areas are boxes.
 
     Example:
-        >>> from bias_audit.results import RegionCount
+        >>> from bias_audit.records.results import RegionCount
         >>> caveats([RegionCount("hair", 0, 40, 8), RegionCount("coat", 48, 0, 0)])
         ('hair is on 40 of 48 images, on all of them as a box, which holds some of what lies around.',)
     """

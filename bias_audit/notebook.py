@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from bias_audit.overlays import Looked
-    from bias_audit.results import AuditResult, AuditSummary, SampleSheet
+    from bias_audit.records.results import AuditResult, AuditSummary, SampleSheet
 
 MOST_SHOWN, MOST_ROWS = 12, 20
 _PER_ROW = 4

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bias_audit.results import Manifest, RecordError, SampleScores, SampleSheet
+from bias_audit.records.results import Manifest, RecordError, SampleScores, SampleSheet
 from bias_audit.terms import Subjects
 
 SIDE = 256

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 if TYPE_CHECKING:
-    from bias_audit.gate import FailOn, GateResult, OnInconclusive
-    from bias_audit.policy import Policy
+    from bias_audit.gate.gate import FailOn, GateResult, OnInconclusive
+    from bias_audit.policies.policy import Policy
 
     Rules = Policy | str | Path | Mapping[str, Any]
 
@@ -91,7 +91,7 @@ class BiasGate:
         fail_on: FailOn = "error",
         on_inconclusive: OnInconclusive = "fail",
     ) -> GateResult:
-        from bias_audit.gate import FailOn, OnInconclusive, judge_source
+        from bias_audit.gate.gate import FailOn, OnInconclusive, judge_source
 
         _check_one_of("fail_on", fail_on, get_args(FailOn))
         _check_one_of("on_inconclusive", on_inconclusive, get_args(OnInconclusive))

@@ -16,12 +16,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bias_audit.gate import GateResult
+from bias_audit.gate.gate import GateResult
 from bias_audit.headlines import caveats, headlines
-from bias_audit.history import Onset, onsets
 from bias_audit.outputs.rows import Row, State, advice, blocking, interval, outcome_words, rows, tally
-from bias_audit.records import Run
-from bias_audit.results import AuditSummary
+from bias_audit.records.history import Onset, onsets
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.runs import Run
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Judgement
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from bias_audit.baseline import Baseline
-    from bias_audit.compare import Comparison, Difference
     from bias_audit.evidence.clusters import Cluster
-    from bias_audit.policy_check import PolicyReport
+    from bias_audit.gate.baseline import Baseline
+    from bias_audit.gate.compare import Comparison, Difference
+    from bias_audit.policies.check import PolicyReport
     from bias_audit.regions.check import RegionReport
     from bias_audit.regions.choose import Choices
     from bias_audit.regions.propose import Found

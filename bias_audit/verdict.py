@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bias_audit.findings import Explainer, Finding, explainers, find
-from bias_audit.policy import EACH, Op, Policy, Rule
+from bias_audit.policies.policy import EACH, Op, Policy, Rule
 from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bias_audit.callbacks.sinks import Session, Sink, name_of
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 
 # A network that hangs must not keep a training that is over from ending.
 PATIENCE_S = 120.0

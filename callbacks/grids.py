@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bias_audit.callbacks.sinks import Session
 from bias_audit.overlays import opened, overlay
-from bias_audit.results import SampleScores
+from bias_audit.records.results import SampleScores
 from bias_audit.terminal import text
 
 COLUMNS = 4

@@ -29,11 +29,11 @@ from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.callbacks.wandb_aside import WandbSink, own_run
 from bias_audit.data.samples import AuditDataset
 from bias_audit.plan import AuditPlan
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.ranks import ALONE, RankGoneError, Ranks
-from bias_audit.records import PREVIOUS, read_run
+from bias_audit.records.results import AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails
+from bias_audit.records.runs import PREVIOUS, read_run
 from bias_audit.redaction import described, without_secrets
-from bias_audit.results import AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails
 from bias_audit.riding import RideAlong
 from bias_audit.rng import preserved_rng
 

@@ -18,9 +18,9 @@ from typing import Any
 from bias_audit.callbacks.grids import grid
 from bias_audit.callbacks.sinks import Session, in_words, scalars
 from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
-from bias_audit.records import AUDITS, PREVIOUS, read_run
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import AUDITS, PREVIOUS, read_run
 from bias_audit.report.shared import write_shared
-from bias_audit.results import AuditResult
 from bias_audit.terminal import text
 
 # MLflow refuses a longer name of a metric. Longer tags it cuts, and more metrics it sends in parts.

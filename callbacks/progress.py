@@ -15,7 +15,7 @@ from typing import Any
 
 from bias_audit.audit import Progress
 from bias_audit.callbacks.sinks import Session, in_words
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 from bias_audit.terminal import text
 
 UNDER_WAY = "Bias audit"

@@ -32,7 +32,7 @@ from bias_audit.callbacks.progress import UNDER_WAY
 from bias_audit.data.annotations import Misfit
 from bias_audit.data.declared import called, import_from_here, imported, read_declared
 from bias_audit.plan import AuditPlan
-from bias_audit.records import RunDirectory
+from bias_audit.records.runs import RunDirectory
 from bias_audit.redaction import described
 from bias_audit.report import write_report
 from bias_audit.rng import preserved_rng

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from bias_audit.headlines import is_headline
 from bias_audit.overlays import shareable
-from bias_audit.records import RunDirectory
+from bias_audit.records.results import AuditResult, AuditSummary, Manifest, RecordError, SampleSheet
+from bias_audit.records.runs import RunDirectory
 from bias_audit.redaction import without_secrets
-from bias_audit.results import AuditResult, AuditSummary, Manifest, RecordError, SampleSheet
 from bias_audit.rng import preserved_rng
 from bias_audit.terms import Estimate, Verdict
 

@@ -14,7 +14,7 @@ import numpy as np
 from bias_audit.callbacks.grids import grid, listing
 from bias_audit.callbacks.sinks import Session, in_words
 from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 from bias_audit.terminal import text
 
 

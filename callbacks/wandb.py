@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.arrays import sheet_bytes
 from bias_audit.callbacks.sinks import Session, scalars
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys
-from bias_audit.history import onsets
 from bias_audit.overlays import PANEL, WORST, fixed_panel, opened, overlay, worst
-from bias_audit.records import (
+from bias_audit.records.arrays import sheet_bytes
+from bias_audit.records.history import onsets
+from bias_audit.records.results import AuditResult, AuditSummary, SampleScores, SampleSheet
+from bias_audit.records.runs import (
     AUDITS,
     CHANGED,
     COPIES,
@@ -51,7 +52,6 @@ from bias_audit.records import (
 )
 from bias_audit.redaction import described
 from bias_audit.report import REPORT, render
-from bias_audit.results import AuditResult, AuditSummary, SampleScores, SampleSheet
 from bias_audit.terms import ROLES, Estimate, Outcome, Subjects, Verdict
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from bias_audit.callbacks.aside import PATIENCE_S, Aside
 from bias_audit.callbacks.sinks import Session
 from bias_audit.callbacks.wandb import WHERE, WandbWriter
 from bias_audit.overlays import PANEL, WORST, shareable
-from bias_audit.records import Run, RunReader, read_run
+from bias_audit.records.results import AuditResult, MissingEvidenceError
+from bias_audit.records.runs import Run, RunReader, read_run
 from bias_audit.redaction import described
-from bias_audit.results import AuditResult, MissingEvidenceError
 
 if TYPE_CHECKING:
     import wandb

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from bias_audit.records import read_run
-from bias_audit.results import MissingEvidenceError, RecordError
+from bias_audit.records.results import MissingEvidenceError, RecordError
+from bias_audit.records.runs import read_run
 
 if TYPE_CHECKING:
     from wandb import Artifact

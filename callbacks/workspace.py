@@ -17,9 +17,9 @@ from bias_audit.callbacks.sinks import Session
 from bias_audit.callbacks.wandb import LEVELS, MOST_CONFUSIONS, STEP, WHERE, WandbWriter
 from bias_audit.callbacks.wandb_keys import MOST_CLASSES, Keys, Series
 from bias_audit.overlays import shareable
-from bias_audit.policy import Policy
-from bias_audit.records import Run, read_run
-from bias_audit.results import AuditResult, RecordError
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult, RecordError
+from bias_audit.records.runs import Run, read_run
 from bias_audit.terms import Estimate, Subjects
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bias_audit.findings import Finding
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import Estimate, Subjects
 from bias_audit.verdict import judge
 

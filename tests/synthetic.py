@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from bias_audit.policy import Policy
-from bias_audit.records import AUDITS, RunDirectory
-from bias_audit.results import AuditResult, ChangedPictures, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult, ChangedPictures, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.runs import AUDITS, RunDirectory
 from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
 from bias_audit.verdict import judge
 

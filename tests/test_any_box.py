@@ -29,9 +29,9 @@ from bias_audit import AuditDataset, AuditSample, Policy, audit_model, cli, read
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Misfit
 from bias_audit.data.declared import read_declared
 from bias_audit.data.formats import FORMATS, recognised, write_annotations
+from bias_audit.records.results import RegionCount
 from bias_audit.report import render
 from bias_audit.report.facts import facts
-from bias_audit.results import RegionCount
 from bias_audit.terms import Verdict
 
 # Boxes as people draw them: with some of what lies around.

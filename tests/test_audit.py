@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bias_audit import AuditDataset, Auditor, AuditPlan, AuditResult, AuditSample, audit_model, explain, read_run
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, scene_dataset
 from bias_audit.localization import LEVELS
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import GROUP_METRICS, REMAINDER, Estimate, Outcome, Verdict
 
 SIZE = 32

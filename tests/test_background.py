@@ -23,8 +23,8 @@ from bias_audit.callbacks import Background, BiasAuditCallback, ReportSink, Sess
 from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.callbacks.sinks import FanOut
 from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.records import Run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bias_audit import AuditDataset, AuditPlan, AuditResult, AuditSample, audit_model, read_run
 from bias_audit.data.metadata import Metadata
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import PROBE_METRICS, Estimate, Outcome, Verdict
 from bias_audit.verdict import judge
 

@@ -20,18 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from bias_audit import pairing
-from bias_audit.arrays import npz_bytes
-from bias_audit.baseline import Baseline, Regression, read_baseline, write_baseline
-from bias_audit.compare import compare_runs
 from bias_audit.evidence.performance import performance
 from bias_audit.evidence.proportions import largest_difference, minus, paired_difference
-from bias_audit.gate import run_gate
-from bias_audit.history import Change
-from bias_audit.pairing import SampleColumns
-from bias_audit.policy import Policy, Rule
-from bias_audit.records import Run, RunDirectory, read_run
-from bias_audit.results import AuditResult, RecordError
+from bias_audit.gate import pairing
+from bias_audit.gate.baseline import Baseline, Regression, read_baseline, write_baseline
+from bias_audit.gate.compare import compare_runs
+from bias_audit.gate.gate import run_gate
+from bias_audit.gate.pairing import SampleColumns
+from bias_audit.policies.policy import Policy, Rule
+from bias_audit.records.arrays import npz_bytes
+from bias_audit.records.history import Change
+from bias_audit.records.results import AuditResult, RecordError
+from bias_audit.records.runs import Run, RunDirectory, read_run
 from bias_audit.stats import wilson
 from bias_audit.terms import Estimate, Outcome
 
@@ -575,7 +575,7 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
 
 def test_reading_a_baseline_needs_no_arrays(file: Path) -> None:
     script = (
-        "import sys\nfrom bias_audit.baseline import read_baseline\n"
+        "import sys\nfrom bias_audit.gate.baseline import read_baseline\n"
         f"assert len(read_baseline({str(file)!r}).estimates) > 100\n"
         "heavy = {'numpy', 'scipy', 'torch', 'wandb', 'pytorch_lightning'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

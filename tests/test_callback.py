@@ -18,7 +18,7 @@ from training import Net, audit_set, fit, loader, trainer
 from benchmarks.soak.unchanged import drawing
 from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 from bias_audit.terms import Outcome
 
 try:

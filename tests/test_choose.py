@@ -21,7 +21,7 @@ from synthetic import make_run
 from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model
 from bias_audit.cli import main
 from bias_audit.data.tables import Row
-from bias_audit.records import read_run
+from bias_audit.records.runs import read_run
 from bias_audit.regions.choose import BALANCE, Lead, choose, unexplained
 
 PLAN = AuditPlan(methods=("gradcam",), fitness_samples=0, intervention_samples=0)

@@ -21,10 +21,10 @@ import yaml
 from action import ACTION, ROOT, run_action
 from synthetic import make_run
 
-from bias_audit.baseline import Baseline, write_baseline
 from bias_audit.cli import main
-from bias_audit.records import RunDirectory, read_run
-from bias_audit.results import AuditResult
+from bias_audit.gate.baseline import Baseline, write_baseline
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import RunDirectory, read_run
 
 BIN = Path(sys.executable).parent
 GATE = ROOT / "docs" / "gate.md"

@@ -34,7 +34,7 @@ from bias_audit.evidence.clusters import (
     spray,
     stands_apart,
 )
-from bias_audit.records import read_run
+from bias_audit.records.runs import read_run
 from bias_audit.report.clusters import draw_clusters, run_clusters
 from bias_audit.terms import Estimate, Subjects
 

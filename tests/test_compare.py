@@ -19,13 +19,13 @@ from playwright.sync_api import Browser
 from synthetic import make_run
 
 from bias_audit.cli import main
-from bias_audit.compare import Comparison, Difference, compare_runs
 from bias_audit.evidence.proportions import paired_difference
+from bias_audit.gate.compare import Comparison, Difference, compare_runs
 from bias_audit.overlays import overlay
-from bias_audit.policy import Policy
-from bias_audit.records import Run, RunDirectory, read_run
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, RunDirectory, read_run
 from bias_audit.report.compare import MOST_IMAGES, render_comparison
-from bias_audit.results import AuditResult
 
 HOSTILE = "<script>alert(1)</script>"
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.75, "gap": 0.02, "spread": 0.02, "run_id": "clean"}

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from bias_audit.evidence.attention import attention
 from bias_audit.evidence.performance import performance
-from bias_audit.results import SampleScores
+from bias_audit.records.results import SampleScores
 from bias_audit.terms import REMAINDER, Estimate, Subjects
 
 METRICS = ("energy_share", "enrichment", "pointing_game", "iou", "relevance_rank_accuracy")

@@ -52,7 +52,7 @@ from bias_audit.findings import (
     verdict_by_removal,
     verdict_by_value,
 )
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import Estimate, Outcome, Subjects, Verdict
 from bias_audit.verdict import judge
 

@@ -46,8 +46,8 @@ from bias_audit.evidence.fitness import (
     spearman,
 )
 from bias_audit.findings import explainers
-from bias_audit.policy import Policy
-from bias_audit.results import AuditSummary
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditSummary
 from bias_audit.terms import EXPLAINER_METRICS, Outcome, Verdict
 
 NAN = float("nan")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from synthetic import make_run
 
-from bias_audit.gate import run_gate
-from bias_audit.policy import Policy
-from bias_audit.records import AUDITS, MANIFEST, read_run
-from bias_audit.results import RecordError
+from bias_audit.gate.gate import run_gate
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import RecordError
+from bias_audit.records.runs import AUDITS, MANIFEST, read_run
 from bias_audit.terms import Outcome
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from bias_audit.gate import GateCheck, GateResult, no_evidence, run_gate
-from bias_audit.policy_file import read_policy
-from bias_audit.records import Run, RunDirectory, read_run
+from bias_audit.gate.gate import GateCheck, GateResult, no_evidence, run_gate
+from bias_audit.policies.file import read_policy
+from bias_audit.records.runs import Run, RunDirectory, read_run
 from bias_audit.terms import Estimate, Outcome
 
 HELD, VIOLATED, UNKNOWN = Outcome.HELD, Outcome.VIOLATED, Outcome.INCONCLUSIVE
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_and_the_one_that_is_named(growing: Run, tmp_path: P
 
 
 def _whole(run: Run, index: int) -> Any:
-    from bias_audit.results import AuditResult
+    from bias_audit.records.results import AuditResult
 
     return AuditResult(**vars(run.audits[index]), scores=run.scores(index))
 
@@ -341,7 +341,7 @@ def test_an_explainer_that_failed_its_check_is_no_evidence(tmp_path: Path) -> No
 
 
 def test_a_regression_is_found_image_by_image(tmp_path: Path) -> None:
-    from bias_audit.baseline import read_baseline
+    from bias_audit.gate.baseline import read_baseline
 
     clean = {"audits": 2, "samples": 80, "gap": 0.02, "spread": 0.02}
     before = make_run(tmp_path / "before", hair_enrichment=0.7, **clean)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from bias_audit.findings import Finding
-from bias_audit.history import Change, Onset, onsets
-from bias_audit.policy import Policy, Tolerance
-from bias_audit.records import read_run
-from bias_audit.results import AuditSummary
+from bias_audit.policies.policy import Policy, Tolerance
+from bias_audit.records.history import Change, Onset, onsets
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.runs import read_run
 from bias_audit.stats import newcombe, wilson
 from bias_audit.terms import Estimate, Verdict
 from bias_audit.verdict import Judgement
@@ -232,5 +232,7 @@ def test_a_recorded_run(tmp_path: Path) -> None:
 
 def test_only_the_standard_library_and_pydantic() -> None:
     """Reading records must stay quick: no NumPy, no torch."""
-    code = "import sys, bias_audit.history; sys.exit(any(m in sys.modules for m in ('numpy', 'torch', 'scipy')))"
+    code = (
+        "import sys, bias_audit.records.history; sys.exit(any(m in sys.modules for m in ('numpy', 'torch', 'scipy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

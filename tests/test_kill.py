@@ -22,8 +22,8 @@ from benchmarks.soak.kill import at_file, die, kill_trainings
 from benchmarks.soak.unchanged import drawing
 from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
-from bias_audit.gate import judge_source
-from bias_audit.records import MANIFEST, PREVIOUS, Run, RunDirectory, read_run
+from bias_audit.gate.gate import judge_source
+from bias_audit.records.runs import MANIFEST, PREVIOUS, Run, RunDirectory, read_run
 
 
 @pytest.fixture

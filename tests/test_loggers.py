@@ -30,8 +30,8 @@ from bias_audit.callbacks.mlflow import MlflowSink, metric_key
 from bias_audit.callbacks.sinks import FanOut, LoggerSink, in_words, scalars
 from bias_audit.callbacks.tensorboard import TensorBoardSink
 from bias_audit.overlays import fixed_panel, overlay
-from bias_audit.records import Run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run
 from bias_audit.terms import Estimate, Verdict
 
 PLAN = AuditPlan(batch_size=8, fitness_samples=0)

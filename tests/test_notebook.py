@@ -20,8 +20,8 @@ from synthetic import make_run
 
 from bias_audit import Auditor
 from bias_audit.overlays import most_looked, overlay
-from bias_audit.records import Run, read_run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, read_run
 from bias_audit.terms import Verdict
 
 HOSTILE = "<script>alert(1)</script>"
@@ -187,8 +187,8 @@ def test_a_real_audit(tmp_path: Path) -> None:
 def test_what_is_imported_and_what_is_missing(run: Run) -> None:
     script = f"""
 import sys
-from bias_audit.records import read_run
-from bias_audit.results import AuditResult
+from bias_audit.records.runs import read_run
+from bias_audit.records.results import AuditResult
 import bias_audit.findings
 heavy = {{"torch", "numpy", "markupsafe", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy

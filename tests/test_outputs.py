@@ -24,14 +24,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from synthetic import make_run
 
-from bias_audit.baseline import read_baseline
-from bias_audit.gate import GateCheck, GateResult, no_evidence, run_gate
+from bias_audit.gate.baseline import read_baseline
+from bias_audit.gate.gate import GateCheck, GateResult, no_evidence, run_gate
 from bias_audit.outputs import FORMATS, Destination, defused, destinations, render, write
 from bias_audit.outputs.github import SUMMARY_BYTES, write_step_summary
 from bias_audit.outputs.json_report import schema_text
 from bias_audit.outputs.markdown import COMMENT_BYTES, render_markdown
 from bias_audit.outputs.rows import rows
-from bias_audit.records import Run, read_run
+from bias_audit.records.runs import Run, read_run
 from bias_audit.terminal import print_gate, shortened
 from bias_audit.terms import Estimate, Outcome
 from bias_audit.verdict import Check

@@ -21,18 +21,18 @@ from training import fit, trainer
 from bias_audit import AuditDataset, AuditPlan, Policy, audit_model, read_run, run_gate
 from bias_audit.attribution import cam
 from bias_audit.attribution.cam import Sign
-from bias_audit.baseline import Baseline
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.callbacks.wandb_keys import Keys
-from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
+from bias_audit.gate.baseline import Baseline
+from bias_audit.gate.compare import compare_runs
 from bias_audit.headlines import headlines
 from bias_audit.localization import ProjectedRegions, Scored, energy_share
-from bias_audit.policy_check import check_policy, in_words
-from bias_audit.policy_file import read_policy
+from bias_audit.policies.check import check_policy, in_words
+from bias_audit.policies.file import read_policy
+from bias_audit.records.results import SampleScores
 from bias_audit.report import render
 from bias_audit.report.compare import render_comparison
-from bias_audit.results import SampleScores
 from bias_audit.terms import Estimate, Outcome, Subjects
 
 # The page's own code.

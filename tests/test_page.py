@@ -16,8 +16,8 @@ import pytest
 from synthetic import make_run
 
 from bias_audit.callbacks import ReportSink, Session
-from bias_audit.records import Run, read_run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, read_run
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_it_ends_with_a_training_that_is_killed(run: Run) -> None:
 from pathlib import Path
 import time
 from bias_audit.callbacks import ReportSink, Session
-from bias_audit.records import read_run
+from bias_audit.records.runs import read_run
 run = read_run({str(run.path)!r})
 sink = ReportSink()
 sink.start(Session("bias_audit", run.path, run.manifest, run.sheet()))

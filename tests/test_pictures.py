@@ -19,8 +19,8 @@ from bias_audit.data.samples import thumbnail
 from bias_audit.evidence.changes import Changes
 from bias_audit.evidence.pictures import changed_pictures
 from bias_audit.evidence.removal import inpainted, widened
-from bias_audit.records import CHANGED, RunDirectory, read_run
-from bias_audit.results import AuditResult, ChangedPictures, RecordError
+from bias_audit.records.results import AuditResult, ChangedPictures, RecordError
+from bias_audit.records.runs import CHANGED, RunDirectory, read_run
 
 SIDE, COUNT = 24, 10
 PLAN = AuditPlan(batch_size=4, fitness_samples=0, swaps={"gender": lambda sample, value: 255 - sample.image})

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bias_audit.located import MOST_BYTES
-from bias_audit.policy import Policy, Rule
-from bias_audit.policy_file import read_policy
+from bias_audit.policies.file import read_policy
+from bias_audit.policies.policy import Policy, Rule
 from bias_audit.terms import Verdict
 
 YAML = """\

@@ -17,15 +17,15 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from synthetic import make_run
 
-from bias_audit.baseline import Baseline
-from bias_audit.gate import run_gate
-from bias_audit.policy import Policy, Rule
-from bias_audit.policy_check import check_policy, in_words
-from bias_audit.policy_file import read_policy
-from bias_audit.policy_init import draft_policy
-from bias_audit.policy_schema import policy_schema
-from bias_audit.records import Run, read_run
-from bias_audit.results import RecordError
+from bias_audit.gate.baseline import Baseline
+from bias_audit.gate.gate import run_gate
+from bias_audit.policies.check import check_policy, in_words
+from bias_audit.policies.draft import draft_policy
+from bias_audit.policies.file import read_policy
+from bias_audit.policies.policy import Policy, Rule
+from bias_audit.policies.schema import policy_schema
+from bias_audit.records.results import RecordError
+from bias_audit.records.runs import Run, read_run
 from bias_audit.terms import Outcome
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
@@ -414,9 +414,9 @@ def test_policies_in_the_docs_are_valid() -> None:
 
 def test_the_commands_need_neither_torch_nor_arrays(run: Callable[..., Run]) -> None:
     script = (
-        "import sys\nimport bias_audit.cli\nfrom bias_audit.policy_check import check_policy\n"
-        "from bias_audit.policy_file import read_policy\nfrom bias_audit.policy_init import draft_policy\n"
-        "from bias_audit.policy_schema import policy_schema\nfrom bias_audit.records import read_run\n"
+        "import sys\nimport bias_audit.cli\nfrom bias_audit.policies.check import check_policy\n"
+        "from bias_audit.policies.file import read_policy\nfrom bias_audit.policies.draft import draft_policy\n"
+        "from bias_audit.policies.schema import policy_schema\nfrom bias_audit.records.runs import read_run\n"
         f"run = read_run({str(run(**CLEAN).path)!r})\n"
         "assert draft_policy(run) and policy_schema() and check_policy(read_policy(None), run).rules\n"
         "heavy = {'numpy', 'scipy', 'torch', 'wandb', 'pytorch_lightning', 'lightning'} & set(sys.modules)\n"

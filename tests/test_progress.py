@@ -23,7 +23,7 @@ from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.callbacks.progress import UNDER_WAY, ProgressBarSink, under_way
 from bias_audit.callbacks.sinks import in_words
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 from bias_audit.terms import Verdict
 
 # Two batches an audit, so that its bar moves.

@@ -18,8 +18,8 @@ from torch.multiprocessing.spawn import ProcessException
 from benchmarks.soak import ranks as soak
 from benchmarks.soak.ranks import PATIENCE_S, Team, Trained, Training, audited_again, recorded, train
 from bias_audit.callbacks.running import _raised_by_rank
-from bias_audit.gate import Outcome, run_gate
-from bias_audit.records import read_run
+from bias_audit.gate.gate import Outcome, run_gate
+from bias_audit.records.runs import read_run
 
 Teams = Callable[[int], Team]
 

@@ -24,9 +24,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import POLICY, make_run
 
-from bias_audit.policy import Policy
-from bias_audit.records import AUDITS, MANIFEST, PREVIOUS, SAMPLES, Run, RunDirectory, find_run, read_run, write_whole
-from bias_audit.results import AuditResult, Manifest, PackedMasks, RecordError, SampleScores, SampleSheet
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult, Manifest, PackedMasks, RecordError, SampleScores, SampleSheet
+from bias_audit.records.runs import (
+    AUDITS,
+    MANIFEST,
+    PREVIOUS,
+    SAMPLES,
+    Run,
+    RunDirectory,
+    find_run,
+    read_run,
+    write_whole,
+)
 from bias_audit.terms import Estimate, Subjects
 from bias_audit.verdict import Judgement, judge
 

@@ -25,8 +25,8 @@ from playwright.sync_api import Page
 from synthetic import make_run
 
 import bias_audit.report as report
-from bias_audit.policy import Policy
-from bias_audit.records import Run, read_run
+from bias_audit.policies.policy import Policy
+from bias_audit.records.runs import Run, read_run
 from bias_audit.report import render, write_report
 from bias_audit.report.charts import MOST_ROWS, thin
 from bias_audit.report.samples import outline

@@ -16,15 +16,16 @@ from test_records import assert_same, manifest, result, sheet, steps_of, tiny, t
 from training import audit_set, fit, trainer
 from typer.testing import CliRunner
 
-from bias_audit import AuditPlan, records
+from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.cli import app
-from bias_audit.compare import compare_runs
-from bias_audit.gate import judge_source
-from bias_audit.records import AUDITS, Run, RunDirectory, RunReader, read_run
+from bias_audit.gate.compare import compare_runs
+from bias_audit.gate.gate import judge_source
+from bias_audit.records import runs
+from bias_audit.records.results import MissingEvidenceError
+from bias_audit.records.runs import AUDITS, Run, RunDirectory, RunReader, read_run
 from bias_audit.report import render, write_report
 from bias_audit.report.compare import render_comparison
-from bias_audit.results import MissingEvidenceError
 from bias_audit.terms import Estimate
 
 EVERY = {"min_samples": 1, "rules": [{"metric": "accuracy", "at": "every", "min": 0.0, "on": "point"}]}
@@ -138,14 +139,14 @@ def test_arrays_dropped_between_the_lines_and_the_look_for_them(
 ) -> None:
     directory = RunDirectory.create(tmp_path, manifest(), sheet(), keep=1)
     directory.append(result(10))
-    look, late = records._check_arrays, [result(20)]
+    look, late = runs._check_arrays, [result(20)]
 
     def slow(*what: Any) -> None:
         if late:
             directory.append(late.pop())
         look(*what)
 
-    monkeypatch.setattr(records, "_check_arrays", slow)
+    monkeypatch.setattr(runs, "_check_arrays", slow)
     run = read_run(tmp_path)
     assert not late and steps_of(run) == [10, 20] and held(run) == [20]
 
@@ -153,14 +154,14 @@ def test_arrays_dropped_between_the_lines_and_the_look_for_them(
 def test_a_run_that_is_set_aside_while_it_is_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RunDirectory.create(tmp_path, manifest(), sheet())
     directory.append(result(10))
-    look = records._check_arrays
+    look = runs._check_arrays
 
     def slow(*what: Any) -> None:
         shutil.rmtree(tmp_path / "audits")
         (tmp_path / "audits.jsonl").unlink()
         look(*what)
 
-    monkeypatch.setattr(records, "_check_arrays", slow)
+    monkeypatch.setattr(runs, "_check_arrays", slow)
     with pytest.raises(MissingEvidenceError, match="is missing"):
         read_run(tmp_path)
 

@@ -27,7 +27,7 @@ from bias_audit.callbacks.running import RunOptions, _load, audit_checkpoint
 from bias_audit.cli import main, run
 from bias_audit.data.declared import read_declared
 from bias_audit.ranks import Ranks
-from bias_audit.records import Run
+from bias_audit.records.runs import Run
 
 OWN = """
 from planted import Planted, biased, clean

@@ -42,22 +42,22 @@ from typer.testing import CliRunner
 from wandb_server import Double, Logged, serving
 
 from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model, read_run
-from bias_audit.arrays import load_npz, npz_bytes, sheet_bytes
 from bias_audit.callbacks import BiasAuditCallback, ReportSink, Session
 from bias_audit.callbacks.aside import Aside
 from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.cli import app, main
-from bias_audit.compare import compare_runs
 from bias_audit.data.declared import read_declared
 from bias_audit.data.outlines import MOST_PIXELS
+from bias_audit.gate.compare import compare_runs
 from bias_audit.overlays import opened, outlined
-from bias_audit.policy_file import read_policy
-from bias_audit.records import CHANGED, SAMPLES, Run, RunDirectory
+from bias_audit.policies.file import read_policy
+from bias_audit.records.arrays import load_npz, npz_bytes, sheet_bytes
+from bias_audit.records.results import PackedMasks, RecordError
+from bias_audit.records.runs import CHANGED, SAMPLES, Run, RunDirectory
 from bias_audit.redaction import without_secrets
 from bias_audit.report import REPORT, write_report
 from bias_audit.report.compare import write_comparison
 from bias_audit.report.samples import viewer_data
-from bias_audit.results import PackedMasks, RecordError
 
 ROOT = Path(__file__).parents[1]
 # Of a colour that no heatmap, no outline and no paper has.
@@ -246,7 +246,7 @@ def test_an_archive_does_not_unfold(content: bytes, says: str) -> None:
 
 
 def test_a_record_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bias_audit.arrays.MOST_UNPACKED", (1 << 20) + 1000)
+    monkeypatch.setattr("bias_audit.records.arrays.MOST_UNPACKED", (1 << 20) + 1000)
     assert load_npz(Path("a.npz"), npz_bytes({"a": np.zeros(100)}), ("a",))["a"].shape == (100,)
     with pytest.raises(RecordError, match="a record of 1600 bytes is too large"):
         npz_bytes({"a": np.zeros(100), "b": np.zeros(100)})

@@ -24,8 +24,8 @@ from synthetic import make_run
 
 from bias_audit.headlines import headlines
 from bias_audit.overlays import most_looked, overlay
-from bias_audit.records import Run, RunDirectory, read_run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, RunDirectory, read_run
 from bias_audit.terminal import MOST_BARS, PICTURE, sparkline
 
 COMMAND = str(Path(sys.executable).with_name("bias-audit"))

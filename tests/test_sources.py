@@ -28,18 +28,18 @@ from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks.sinks import FanOut, RunDirectorySink
 from bias_audit.callbacks.wandb import WandbWriter
 from bias_audit.cli import app
+from bias_audit.gate.sources import checkpoint_step, open_run
 from bias_audit.plan import AuditPlan
-from bias_audit.records import AUDITS, COPIES, MANIFEST, RunDirectory, find_run, read_run
-from bias_audit.results import AuditResult, MissingEvidenceError, RecordError
-from bias_audit.sources import checkpoint_step, open_run
+from bias_audit.records.results import AuditResult, MissingEvidenceError, RecordError
+from bias_audit.records.runs import AUDITS, COPIES, MANIFEST, RunDirectory, find_run, read_run
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "FORCE_COLOR", "XDG_"))}
 # Opens each source and says what became of it.
 OPEN = """
 import json, sys
-from bias_audit.records import read_run
-from bias_audit.sources import open_run
+from bias_audit.records.runs import read_run
+from bias_audit.gate.sources import open_run
 for source in sys.argv[1:]:
     try:
         with open_run(source) as path:

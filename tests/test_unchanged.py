@@ -41,7 +41,7 @@ from benchmarks.soak.unchanged import (
 from bias_audit import explain
 from bias_audit.attribution.capture import borrowed
 from bias_audit.audit import Auditor
-from bias_audit.records import read_run
+from bias_audit.records.runs import read_run
 from tests.training import audit_set
 
 # Each training with one schedule, each schedule with several trainings; where nothing is validated, one that audits.

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bias_audit.policy import Policy, Rule, Tolerance
+from bias_audit.policies.policy import Policy, Rule, Tolerance
 from bias_audit.terms import Estimate, Outcome, Subjects, Verdict
 from bias_audit.verdict import Check, Judgement, judge
 

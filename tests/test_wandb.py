@@ -28,11 +28,11 @@ from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks import wandb as module
 from bias_audit.callbacks.wandb import WandbWriter
 from bias_audit.callbacks.wandb_keys import Keys
-from bias_audit.gate import run_gate
+from bias_audit.gate.gate import run_gate
 from bias_audit.overlays import fixed_panel, worst
-from bias_audit.records import Run
+from bias_audit.records.results import AuditResult, SampleScores
+from bias_audit.records.runs import Run
 from bias_audit.report import write_report
-from bias_audit.results import AuditResult, SampleScores
 from bias_audit.terms import Outcome, Subjects
 
 # One of the two, whatever the model is.

@@ -33,8 +33,8 @@ from bias_audit.callbacks.wandb import WandbWriter, _next
 from bias_audit.callbacks.wandb_aside import own_run
 from bias_audit.callbacks.workspace import push
 from bias_audit.cli import app
-from bias_audit.records import COPIES, Run, RunDirectory
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import COPIES, Run, RunDirectory
 
 
 @pytest.fixture(autouse=True)

@@ -40,10 +40,10 @@ from benchmarks.soak.figures import Figure
 from bias_audit import AuditDataset, AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes, counts_with_bias, draw_scenes
-from bias_audit.gate import judge_source
-from bias_audit.records import MANIFEST, PREVIOUS, Run, RunReader, read_run
+from bias_audit.gate.gate import judge_source
+from bias_audit.records.results import AuditSummary, MissingEvidenceError, SampleScores
+from bias_audit.records.runs import MANIFEST, PREVIOUS, Run, RunReader, read_run
 from bias_audit.report import REPORT, write_report
-from bias_audit.results import AuditSummary, MissingEvidenceError, SampleScores
 
 SIZE = 32
 RUN, CHECKPOINTS = "bias_audit", "checkpoints"

@@ -49,8 +49,8 @@ from bias_audit.callbacks.sinks import Session
 from bias_audit.data.samples import AuditBatch, AuditDataset, PendingSample
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes
 from bias_audit.plan import AuditPlan
-from bias_audit.records import RunDirectory, read_run
-from bias_audit.results import AuditResult, SampleScores
+from bias_audit.records.results import AuditResult, SampleScores
+from bias_audit.records.runs import RunDirectory, read_run
 
 # The longest wait for what a rank says: only one that hangs takes it.
 PATIENCE_S = 240

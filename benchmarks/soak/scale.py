@@ -33,10 +33,10 @@ from bias_audit.evidence.attention import attention
 from bias_audit.evidence.performance import performance
 from bias_audit.localization import label_pixels, project_regions, with_remainder
 from bias_audit.plan import AuditPlan
-from bias_audit.policy import Policy
-from bias_audit.records import RunDirectory, read_run
+from bias_audit.policies.policy import Policy
+from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.runs import RunDirectory, read_run
 from bias_audit.report import render
-from bias_audit.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
 from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, score_batch
 from bias_audit.terms import REMAINDER, Subjects
 from bias_audit.verdict import judge

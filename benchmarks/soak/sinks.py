@@ -29,7 +29,7 @@ from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks.aside import PATIENCE_S
 from bias_audit.callbacks.wandb_aside import own_run
 from bias_audit.callbacks.workspace import send_run
-from bias_audit.results import AuditResult
+from bias_audit.records.results import AuditResult
 from tests.training import audit_set, fit, trainer
 from tests.wandb_server import ENTITY, PROJECT, Double, serving
 

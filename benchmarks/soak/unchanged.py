@@ -43,7 +43,7 @@ from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.callbacks.page import ReportSink
 from bias_audit.data.samples import AuditBatch
-from bias_audit.records import read_run
+from bias_audit.records.runs import read_run
 from tests.training import Augmented, Net, audit_set
 
 # As cheap as an audit with interventions and a test of the methods can be.

@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from bias_audit.data.annotations import Complaints, Misfit
 from bias_audit.ranks import ALONE, Ranks
-from bias_audit.results import PackedMasks, RegionCount, SampleSheet
+from bias_audit.records.results import PackedMasks, RegionCount, SampleSheet
 from bias_audit.rng import preserved_rng
 from bias_audit.terms import REMAINDER, ROLES, Role, Subjects
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell, cells
-from bias_audit.results import SampleScores
+from bias_audit.records.results import SampleScores
 from bias_audit.stats import bootstrap_ratios, wilson
 from bias_audit.terms import OWN, Estimate, Subjects
 

@@ -22,10 +22,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from bias_audit.records import write_whole
+from bias_audit.records.runs import write_whole
 
 if TYPE_CHECKING:
-    from bias_audit.gate import GateResult
+    from bias_audit.gate.gate import GateResult
 
 Format = Literal["human", "json", "markdown", "junit", "github"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bias_audit.gate import GateResult
+from bias_audit.gate.gate import GateResult
 from bias_audit.outputs.markdown import render_markdown
 from bias_audit.outputs.rows import Row, rows
 from bias_audit.terminal import shortened

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bias_audit.findings import Finding
-from bias_audit.gate import GateResult
+from bias_audit.gate.gate import GateResult
 from bias_audit.outputs.rows import Row, advice, rows
 from bias_audit.terms import Outcome, Verdict
 

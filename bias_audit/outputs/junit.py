@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from xml.etree import ElementTree
 
-from bias_audit.gate import GateResult
+from bias_audit.gate.gate import GateResult
 from bias_audit.outputs.rows import Row, advice, rows
 from bias_audit.terminal import text
 from bias_audit.terms import Outcome

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from bias_audit.gate import GateResult
+from bias_audit.gate.gate import GateResult
 from bias_audit.outputs.rows import Row, State, advice, outcome_words, rows, tally
 from bias_audit.terminal import shortened
 

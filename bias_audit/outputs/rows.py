@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bias_audit.findings import Finding
-from bias_audit.gate import EXIT_CODES, GateCheck, GateResult
-from bias_audit.history import Change
-from bias_audit.policy import Rule
+from bias_audit.gate.gate import EXIT_CODES, GateCheck, GateResult
+from bias_audit.policies.policy import Rule
+from bias_audit.records.history import Change
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
 

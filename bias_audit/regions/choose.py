@@ -28,8 +28,8 @@ from bias_audit.data.annotations import Complaints, Misfit
 from bias_audit.data.formats import read_annotations
 from bias_audit.data.tables import Row, read_labels
 from bias_audit.evidence.clusters import ClassClusters, Cluster, ranked, spray
-from bias_audit.records import Run, read_run
-from bias_audit.results import SampleScores
+from bias_audit.records.results import SampleScores
+from bias_audit.records.runs import Run, read_run
 from bias_audit.terms import REMAINDER
 
 Floats = npt.NDArray[np.float64]
@@ -148,7 +148,7 @@ def unexplained(run: Run, *, audit: int = -1) -> tuple[Lead, ...]:
         RecordError: its records cannot be read.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> unexplained(read_run("runs/today"))[0]  # doctest: +SKIP
         Lead(file='0001.jpg', why='cluster 2 of nurse')
     """

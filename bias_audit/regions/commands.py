@@ -120,7 +120,7 @@ def sample(
 
     Exit codes: 0 chosen; 2 wrong input, or no image is left.
     """
-    from bias_audit.records import write_whole
+    from bias_audit.records.runs import write_whole
     from bias_audit.regions.choose import as_csv, choose_from_files
     from bias_audit.terminal import console, print_choices
 
@@ -193,7 +193,7 @@ def check(
 
     Exit codes: 0 nothing must be mended, 1 something must, 2 wrong usage or unreadable input, 3 too few images.
     """
-    from bias_audit.policy_file import read_policy
+    from bias_audit.policies.file import read_policy
     from bias_audit.regions.check import Limits, check_regions
     from bias_audit.regions.survey import read_set, survey, with_other
     from bias_audit.terminal import console, print_region_check

@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from bias_audit.findings import Finding, explainers
 from bias_audit.headlines import caveats
-from bias_audit.history import onsets
-from bias_audit.policy import Rule
-from bias_audit.records import Run, read_run, write_whole
+from bias_audit.policies.policy import Rule
+from bias_audit.records.history import onsets
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.runs import Run, read_run, write_whole
 from bias_audit.report.association import association_tables
 from bias_audit.report.charts import draw
 from bias_audit.report.facts import facts, glance, step_of
@@ -27,7 +28,6 @@ from bias_audit.report.groups import grouped
 from bias_audit.report.marks import method_name, thin
 from bias_audit.report.pages import content_security_policy, resource, template
 from bias_audit.report.samples import viewer_data
-from bias_audit.results import AuditSummary
 from bias_audit.terms import Estimate, Outcome, Verdict
 from bias_audit.verdict import Check
 

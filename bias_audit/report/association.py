@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bias_audit.records import Run
+from bias_audit.records.runs import Run
 from bias_audit.terms import Estimate
 
 # A table that a reader can take in; classes and values that lean most are kept, the rest is counted.
@@ -48,7 +48,7 @@ def association_tables(run: Run) -> tuple[HeatTable, ...]:
         RecordError: the sample sheet cannot be read.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> association_tables(read_run("runs/today"))[0].title  # doctest: +SKIP
         'gender in the training data'
     """

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bias_audit.findings import explainers
-from bias_audit.history import Onset, onsets
-from bias_audit.policy import Policy, Rule
-from bias_audit.records import Run
+from bias_audit.policies.policy import Policy, Rule
+from bias_audit.records.history import Onset, onsets
+from bias_audit.records.runs import Run
 from bias_audit.report.marks import (
     DASHES,
     HEIGHT,
@@ -63,7 +63,7 @@ def draw(run: Run) -> tuple[Question, ...]:
     """The questions that the run's estimates can answer, in the order in which a reviewer asks them.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> [question.title for question in draw(read_run("runs/today"))]  # doctest: +SKIP
         ['Where does the model look, and since when?', ...]
     """

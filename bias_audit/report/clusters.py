@@ -16,7 +16,7 @@ import numpy as np
 import vl_convert
 
 from bias_audit.evidence.clusters import ClassClusters, Cluster, layout, ranked, spray
-from bias_audit.records import Run, write_whole
+from bias_audit.records.runs import Run, write_whole
 from bias_audit.report.marks import legible, method_name, thin
 
 MOST_CLASSES, MOST_POINTS = 8, 500
@@ -50,7 +50,7 @@ def run_clusters(run: Run, *, audit: int = -1, method: str | None = None) -> Run
         RecordError: the audit's arrays or the samples cannot be read.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> run_clusters(read_run("runs/today"), audit=0).classes  # doctest: +SKIP
     """
     count, methods = len(run.audits), run.manifest.methods

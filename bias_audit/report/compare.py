@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from bias_audit.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.findings import Finding
+from bias_audit.gate.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.headlines import is_headline
 from bias_audit.overlays import opened, outlined, overlay
-from bias_audit.records import write_whole
+from bias_audit.records.results import SampleScores, SampleSheet
+from bias_audit.records.runs import write_whole
 from bias_audit.report.marks import method_name, svg
 from bias_audit.report.pages import content_security_policy, data_uri, resource, template
-from bias_audit.results import SampleScores, SampleSheet
 from bias_audit.terms import OWN, REGION_METRICS, Estimate
 
 MOST_IMAGES, MOST_ROWS, MOST_DRAWN = 24, 400, 14

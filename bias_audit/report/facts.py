@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from bias_audit.findings import Finding, explainers
-from bias_audit.history import onsets
-from bias_audit.records import Run
+from bias_audit.records.history import onsets
+from bias_audit.records.results import AuditSummary, RegionCount
+from bias_audit.records.runs import Run
 from bias_audit.report.marks import method_name
-from bias_audit.results import AuditSummary, RegionCount
 from bias_audit.terms import INTERVENTION_METRICS, Estimate, Verdict
 
 # A line is read at a glance; what does not fit is among the findings.
@@ -39,7 +39,7 @@ def glance(run: Run) -> tuple[tuple[str, str], ...]:
     """Where, since when, for whom, and whether it matters, each in a line; nothing before the first audit in training.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> glance(read_run("runs/today"))[0]  # doctest: +SKIP
         ('Where', 'Reliance on region hair')
     """

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from bias_audit.overlays import heat_colours, opened
-from bias_audit.records import Run
+from bias_audit.records.runs import Run
 from bias_audit.report.marks import method_name, svg, thin
 from bias_audit.report.pages import data_uri
 
@@ -79,7 +79,7 @@ def grouped(run: Run, *, thumbnails: bool = True) -> Grouped | None:
         RecordError: the audit's arrays or the samples cannot be read.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> [card.name for card in grouped(read_run("runs/today")).classes]  # doctest: +SKIP
         ['doctor', 'nurse']
     """

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from bias_audit.data.outlines import Mask
-from bias_audit.records import write_whole
+from bias_audit.records.runs import write_whole
 from bias_audit.regions.check import RegionReport, Result
 from bias_audit.regions.survey import RegionSet
 from bias_audit.report.marks import HUES, region_styles

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.overlays import opened
-from bias_audit.records import Run
+from bias_audit.records.results import AuditSummary, ChangedPictures, SampleScores, SampleSheet
+from bias_audit.records.runs import Run
 from bias_audit.report.charts import method_name, region_styles, thin
-from bias_audit.results import AuditSummary, ChangedPictures, SampleScores, SampleSheet
 
 # Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.
 BUDGET = 3_200_000
@@ -161,7 +161,7 @@ def replayed(audits: Sequence[AuditSummary], most: int) -> list[int]:
     Those at which one changed take half of the room at most; the others are evenly spaced.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> replayed(read_run("runs/today").audits, 8)  # doctest: +SKIP
         [0, 333, 400, 667, 1000]
     """

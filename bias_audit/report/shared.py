@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bias_audit.arrays import sheet_bytes
 from bias_audit.overlays import outlined
-from bias_audit.records import MANIFEST, SAMPLES, Run, manifest_bytes, write_whole
+from bias_audit.records.arrays import sheet_bytes
+from bias_audit.records.runs import MANIFEST, SAMPLES, Run, manifest_bytes, write_whole
 from bias_audit.report import REPORT, render
 
 

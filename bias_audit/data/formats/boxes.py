@@ -22,7 +22,7 @@ from pathlib import Path
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Complaints, Misfit
 from bias_audit.data.files import near
 from bias_audit.data.formats import shapes
-from bias_audit.records import write_whole
+from bias_audit.records.runs import write_whole
 
 COLUMNS = ("file", "region", "left", "top", "right", "bottom")
 MORE = ("width", "height", "score", "source", "instance")

@@ -35,7 +35,7 @@ from bias_audit.data.files import leaves, read_json, top_level
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import MOST_PIXELS, box_of, mask_of, runs_of
 from bias_audit.located import Loc
-from bias_audit.records import write_whole
+from bias_audit.records.runs import write_whole
 
 # pycocotools allocates memory in proportion to a polygon's extent, so a damaged coordinate must not reach it.
 _Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]

@@ -53,7 +53,7 @@ from bias_audit.data.annotations import (
 from bias_audit.data.files import leaves, read_json, top_level, unfound
 from bias_audit.data.formats import shapes
 from bias_audit.data.outlines import runs_of
-from bias_audit.records import write_whole
+from bias_audit.records.runs import write_whole
 
 # Shapes that lack a label of their own, and what tells them where the label stands apart.
 _BARE = ("rectangle", "polygon", "ellipse", "brush")

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell
 from bias_audit.evidence.proportions import minus, paired_difference
-from bias_audit.history import Change
-from bias_audit.records import Run
+from bias_audit.records.history import Change
+from bias_audit.records.runs import Run
 from bias_audit.stats import Floats, Intervals, bootstrap_ratios, newcombe, wilson
 from bias_audit.terms import OWN, Estimate
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 from bias_audit.evidence.cells import cells
 from bias_audit.findings import Finding
-from bias_audit.history import Change
+from bias_audit.gate.pairing import Key, SampleColumns, paired_changes, unpaired_change
 from bias_audit.multiplicity import exceedance_p, holm
-from bias_audit.pairing import Key, SampleColumns, paired_changes, unpaired_change
-from bias_audit.records import Run
-from bias_audit.results import AuditSummary, SampleSheet
+from bias_audit.records.history import Change
+from bias_audit.records.results import AuditSummary, SampleSheet
+from bias_audit.records.runs import Run
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
     EXPLAINER_METRICS,
@@ -140,7 +140,7 @@ def compare_runs(a: Run, b: Run) -> Comparison:
         RecordError: samples or arrays cannot be read.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> print(compare_runs(read_run("runs/biased"), read_run("runs/balanced")))  # doctest: +SKIP
         Of 84 differences 31 stand after Holm's correction: ...
     """

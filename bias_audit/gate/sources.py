@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bias_audit.records import COPIES, MANIFEST, find_run
-from bias_audit.results import MissingEvidenceError, RecordError
+from bias_audit.records.results import MissingEvidenceError, RecordError
+from bias_audit.records.runs import COPIES, MANIFEST, find_run
 
 # What W&B takes as the name of a user or team, a project, a run, or an artifact and its version.
 _WANDB = re.compile(r"[\w.-]+/[^/:\\#?%\x00-\x1f]+/[^/:\\#?%\x00-\x1f]+(:[^/:\\#?%\x00-\x1f]+)?", re.ASCII)
@@ -42,7 +42,7 @@ def open_run(source: str | Path) -> Iterator[Path]:
         MissingEvidenceError: it is a W&B run in which nothing was audited, or whose last audit is not all there.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> with open_run("runs/today") as path:  # doctest: +SKIP
         ...     run = read_run(path)
     """

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bias_audit.results import ChangedPictures, PackedMasks, RecordError, SampleScores, SampleSheet, SampleTable
+from bias_audit.records.results import ChangedPictures, PackedMasks, RecordError, SampleScores, SampleSheet, SampleTable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bias_audit.policy import Policy
+from bias_audit.policies.policy import Policy
 from bias_audit.terms import Estimate, Subjects
 from bias_audit.verdict import Judgement
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bias_audit.baseline import Baseline
-from bias_audit.gate import GateResult, run_gate
-from bias_audit.policy import EACH, Rule
-from bias_audit.policy_file import PolicyFile
-from bias_audit.records import Run
-from bias_audit.results import AuditSummary
+from bias_audit.gate.baseline import Baseline
+from bias_audit.gate.gate import GateResult, run_gate
+from bias_audit.policies.file import PolicyFile
+from bias_audit.policies.policy import EACH, Rule
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.runs import Run
 from bias_audit.terms import (
     COMPARING_METRICS,
     EXPLAINER_METRICS,
@@ -100,7 +100,7 @@ def check_policy(policy: PolicyFile, run: Run | None = None, baseline: Baseline 
             file, the line and the key. Or the baseline is of another data set, layer or method.
 
     Example:
-        >>> from bias_audit.policy_file import read_policy
+        >>> from bias_audit.policies.file import read_policy
         >>> report = check_policy(read_policy({"rules": [{"metric": "accuracy", "class": "each", "min": 0.8}]}))
         >>> report.rules[0].sentence
         'accuracy of each class must be at least 0.8'

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from bias_audit.arrays import (
+from bias_audit.records.arrays import (
     changed_bytes,
     read_changed,
     read_scores,
@@ -41,7 +41,7 @@ from bias_audit.arrays import (
     scores_bytes,
     sheet_bytes,
 )
-from bias_audit.results import (
+from bias_audit.records.results import (
     SCHEMA_VERSION,
     AuditResult,
     AuditSummary,

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Literal
 
 from bias_audit.findings import Finding
-from bias_audit.results import AuditSummary
+from bias_audit.records.results import AuditSummary
 from bias_audit.terms import Estimate, Verdict
 
 _ALARMS = (Verdict.RELIANCE, Verdict.SUSPECTED)

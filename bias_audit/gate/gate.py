@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bias_audit.findings import Finding
-from bias_audit.history import Change, Onset, onsets
-from bias_audit.policy import Policy, Rule
-from bias_audit.policy_file import PolicyFile, read_policy
-from bias_audit.records import SAMPLES, Run, read_run
-from bias_audit.results import AuditSummary, MissingEvidenceError
+from bias_audit.policies.file import PolicyFile, read_policy
+from bias_audit.policies.policy import Policy, Rule
+from bias_audit.records.history import Change, Onset, onsets
+from bias_audit.records.results import AuditSummary, MissingEvidenceError
+from bias_audit.records.runs import SAMPLES, Run, read_run
 from bias_audit.terms import EXPLAINER_METRICS, Estimate, Outcome
 from bias_audit.verdict import Check, Judgement, judge, least_samples, unrecorded
 
 if TYPE_CHECKING:
-    from bias_audit.baseline import Baseline, Beside
-    from bias_audit.pairing import SampleColumns
-    from bias_audit.worst import WorstImages
+    from bias_audit.gate.baseline import Baseline, Beside
+    from bias_audit.gate.pairing import SampleColumns
+    from bias_audit.gate.worst import WorstImages
 
 FailOn = Literal["error", "warn"]
 OnInconclusive = Literal["fail", "warn", "pass"]
@@ -123,7 +123,7 @@ def run_gate(
             data set, layer or method.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> run_gate(read_run("runs/today"), {"rules": [...]}).exit_code  # doctest: +SKIP
         1
     """
@@ -183,8 +183,8 @@ def judge_source(
     Example:
         >>> judge_source("runs/today", "audit.yaml", baseline="bias-audit-baseline.jsonl")  # doctest: +SKIP
     """
-    from bias_audit.baseline import read_baseline
-    from bias_audit.sources import checkpoint_step, open_run
+    from bias_audit.gate.baseline import read_baseline
+    from bias_audit.gate.sources import checkpoint_step, open_run
 
     file = policy if isinstance(policy, PolicyFile) or policy is None else read_policy(policy)
     against = None if baseline is None else read_baseline(baseline)
@@ -312,7 +312,7 @@ class _Judged:
 
     @cached_property
     def worst(self) -> WorstImages:
-        from bias_audit.worst import WorstImages
+        from bias_audit.gate.worst import WorstImages
 
         return WorstImages(self.run)
 

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from bias_audit.located import LineOf, Loc, at_line, below, read_file, read_toml, read_yaml
-from bias_audit.policy import METRICS, SHORTHANDS, Policy, Rule, Tolerance, wrong_name
+from bias_audit.policies.policy import METRICS, SHORTHANDS, Policy, Rule, Tolerance, wrong_name
 from bias_audit.terms import Subjects
 
 TABLE = ("tool", "bias_audit")

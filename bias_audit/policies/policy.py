@@ -317,7 +317,7 @@ class Policy(_Strict):
             ValueError: the file cannot be read, is not YAML or TOML, or has a key or value that no policy has; the
                 message names the file, the line and the key.
         """
-        from bias_audit.policy_file import read_policy
+        from bias_audit.policies.file import read_policy
 
         return read_policy(source).policy
 

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from bias_audit.arrays import load_npz, npz_bytes
 from bias_audit.findings import explainers
-from bias_audit.history import Change
-from bias_audit.policy import Policy, Rule
-from bias_audit.records import Run, read_run, write_whole
-from bias_audit.results import AuditSummary, RecordError
+from bias_audit.policies.policy import Policy, Rule
+from bias_audit.records.arrays import load_npz, npz_bytes
+from bias_audit.records.history import Change
+from bias_audit.records.results import AuditSummary, RecordError
+from bias_audit.records.runs import Run, read_run, write_whole
 from bias_audit.terms import Estimate, Outcome, Subjects, is_of_maps
 from bias_audit.verdict import Check, matched
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from bias_audit.pairing import Key, SampleColumns
+    from bias_audit.gate.pairing import Key, SampleColumns
 
 FILE = "bias-audit-baseline.jsonl"
 MAGIC = "bias_audit_baseline"
@@ -125,7 +125,7 @@ class Baseline:
             ValueError: the run audited another data set, layer or method; the message names each difference.
 
         Example:
-            >>> from bias_audit.records import read_run
+            >>> from bias_audit.records.runs import read_run
             >>> policy = Policy.load("audit.yaml")  # doctest: +SKIP
             >>> beside = read_baseline("main.jsonl").beside(read_run("runs/today"), policy)  # doctest: +SKIP
             >>> [str(found) for found in beside.regressions(policy.rules[0], -1)]  # doctest: +SKIP
@@ -272,7 +272,7 @@ class Beside:
             reason = doubt
         if reason or now is None or before is None:
             return Regression(rule, now, before, Change(None, None, None, reason), None)
-        from bias_audit.pairing import unpaired_change
+        from bias_audit.gate.pairing import unpaired_change
 
         paired = self._changes(index).get(now.key)
         change, pairs = (unpaired_change(before, now), None) if paired is None else paired
@@ -282,7 +282,7 @@ class Beside:
         """Of all rules with `max_regression`, what can be compared image by image: drawn once, and together."""
         if index not in self._paired:
             from bias_audit.evidence.cells import cells
-            from bias_audit.pairing import SampleColumns, group_changes, paired_changes
+            from bias_audit.gate.pairing import SampleColumns, group_changes, paired_changes
 
             rules = [rule for rule in self.policy.rules if rule.max_regression is not None]
             both = dict.fromkeys(pair for rule in rules for pair in self._both(rule, self.run.audits[index]))
@@ -426,7 +426,7 @@ _ARRAYS = ("correct", "areas", "values", "effects")
 def _samples_of_run(run: Run, index: int) -> BaselineSamples:
     import numpy as np
 
-    from bias_audit.pairing import SampleColumns
+    from bias_audit.gate.pairing import SampleColumns
 
     table, columns = run.sample_table(), SampleColumns.of_run(run, index)
     place = {name: i for i, name in enumerate(table.ids)}
@@ -445,7 +445,7 @@ def _packed(samples: BaselineSamples) -> bytes:
 def _unpacked(path: Path, content: bytes) -> BaselineSamples:
     import numpy as np
 
-    from bias_audit.pairing import SampleColumns
+    from bias_audit.gate.pairing import SampleColumns
 
     try:
         arrays = load_npz(path, content, ("labels", "attributes", *_NAMES, *_ARRAYS))

@@ -17,9 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from bias_audit.multiplicity import samples_to_settle
-from bias_audit.policy import EACH, Policy, Rule
-from bias_audit.records import Run
-from bias_audit.results import AuditSummary, RecordError
+from bias_audit.policies.policy import EACH, Policy, Rule
+from bias_audit.records.results import AuditSummary, RecordError
+from bias_audit.records.runs import Run
 from bias_audit.terms import Estimate, Outcome, Subjects
 from bias_audit.verdict import Check, judge
 
@@ -47,7 +47,7 @@ def draft_policy(run: Run) -> str:
         RecordError: the run has no audit of a trained model.
 
     Example:
-        >>> from bias_audit.records import read_run
+        >>> from bias_audit.records.runs import read_run
         >>> print(draft_policy(read_run("runs/today")))  # doctest: +SKIP
         # What an audit must show before a model is released.
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bias_audit.policy import SHORTHANDS, Policy, Rule, Tolerance
+from bias_audit.policies.policy import SHORTHANDS, Policy, Rule, Tolerance
 from bias_audit.terms import Verdict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.pairing import SampleColumns
-from bias_audit.records import Run
-from bias_audit.results import RecordError
+from bias_audit.gate.pairing import SampleColumns
+from bias_audit.records.results import RecordError
+from bias_audit.records.runs import Run
 from bias_audit.terms import GROUP_METRICS, Estimate
 
 
