@@ -7,7 +7,7 @@ INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
-.PHONY: demo test test-slow lowest lint types examples bench dashboard gate soak screenshots power wheel clean
+.PHONY: demo test test-slow coverage lowest lint types docs examples bench dashboard gate soak screenshots power wheel clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(INSTALLED)
 	$(PYTEST)
 
+# Lines and branches that `make test` runs, in processes of their own too; fails under 90 %.
+coverage: $(INSTALLED)
+	$(PYTEST) --cov --cov-report=term-missing
+
 # What `make test` leaves out.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
@@ -42,16 +46,27 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# mypy on the code; pyright on a program that uses each public name, as a user's editor would; how much has types.
 types: $(INSTALLED)
 	$(BIN)/mypy
+	$(BIN)/pyright
+	PYTHONPATH=. $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes bias_audit --ignoreexternal | grep completeness
+
+# The site of docs/ into build/site; warnings are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Not live.py: the tests run it.
 examples: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/coco_people.py
+	$(BIN)/python examples/waterbirds.py
+	$(BIN)/python examples/celeba.py
 	$(BIN)/python examples/captioning.py
 	$(BIN)/python examples/vqa.py
 	$(BIN)/python examples/attack.py
+	$(BIN)/python examples/video.py
+	$(BIN)/python examples/vit_timm.py
 	$(BIN)/python examples/doctor_nurse.py
 	$(BIN)/python examples/right_reasons.py
 	$(BIN)/python examples/lightning_cli/train.py fit --config examples/lightning_cli/config.yaml

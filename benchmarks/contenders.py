@@ -20,11 +20,12 @@ from benchmarks.peers import PEERS, QUANTUS, QUANTUS_PEER, by_quantus
 from benchmarks.timing import Contender, nothing
 from benchmarks.workloads import Workload
 from bias_audit import Auditor, AuditPlan, AuditResult, explain
-from bias_audit.attribution.capture import borrowed, capture
+from bias_audit.attribution.borrow import borrowed
+from bias_audit.attribution.capture import capture
 from bias_audit.data.samples import AuditBatch
-from bias_audit.records.runs import RunDirectory
-from bias_audit.riding import RideAlong
-from bias_audit.scoring import BatchScores
+from bias_audit.records.writing import RunDirectory
+from bias_audit.stages.riding import RideAlong
+from bias_audit.stages.scoring import BatchScores, score_batch
 
 BARE, VALIDATION = "bare forward", "validation alone"
 EXPLAIN, AUDIT, RIDE = "bias-audit: explanation", "bias-audit: complete audit", "bias-audit: audit that rides along"
@@ -119,7 +120,8 @@ class CompleteAudit:
         with borrowed(self.work.model) as lent:
             taken = [capture(lent, batch.images, target_of(batch.labels), layer) for batch in self.work.batches]
         batches = zip(taken, self.work.batches, strict=True)
-        return [self.auditor.score(t, b.labels, b.masks, b.indices) for t, b in batches]
+        regions, plan = self.auditor.regions, self.auditor.plan
+        return [score_batch(t, b.labels, *regions.of(b.indices, b.masks, t.activations), plan) for t, b in batches]
 
 
 def complete_audit(work: Workload, folder: Path) -> Group:

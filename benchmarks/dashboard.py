@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.results import Machine, this_machine, today
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback, WandbSink
-from bias_audit.callbacks.wandb import WandbWriter
+from bias_audit.callbacks.wandb.writer import WandbWriter
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes, counts_with_bias, draw_scenes
 from bias_audit.demo import TRANSFORM
-from bias_audit.report import render
+from bias_audit.report.page import render
 from bias_audit.report.samples import viewer_data
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,9 +25,9 @@ from pydantic import TypeAdapter
 from benchmarks.results import Machine, this_machine, today
 from bias_audit.policies.policy import Policy
 from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
-from bias_audit.records.runs import RunDirectory
+from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import REMAINDER, Estimate, Subjects
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = 1.5

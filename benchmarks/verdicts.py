@@ -18,7 +18,7 @@ from benchmarks.trained import Trained, Truth, file_name, fingerprint, trained
 from bias_audit import AuditPlan, Policy, audit_model
 from bias_audit.data.metadata import Metadata
 from bias_audit.terms import Estimate, Subjects, Verdict
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 # The naive rule: a cue is used if the heatmaps give its place more than this share of their energy.
 NAIVE_SHARE = 0.5

@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from bias_audit.data.samples import AuditBatch, AuditDataset
+from bias_audit.data.dataset import AuditDataset
+from bias_audit.data.samples import AuditBatch
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, scene_dataset
 
 SIZE = 224

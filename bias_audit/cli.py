@@ -15,11 +15,16 @@ from typing import Annotated, Any
 import typer
 
 from bias_audit.data.annotations import Misfit
-from bias_audit.gate.gate import FailOn, OnInconclusive
-from bias_audit.outputs import defused
+from bias_audit.gate.result import FailOn, OnInconclusive
+from bias_audit.outputs.destinations import defused
 from bias_audit.redaction import without_secrets
 from bias_audit.regions.commands import app as regions
-from bias_audit.terminal import console, print_baseline, print_clusters, print_comparison, print_policy, print_run
+from bias_audit.terminal.clusters import print_clusters
+from bias_audit.terminal.compare import print_comparison
+from bias_audit.terminal.policies import print_baseline, print_policy
+from bias_audit.terminal.run import print_run
+from bias_audit.terminal.text import console
+from bias_audit.wording import one_line
 
 app = typer.Typer(
     name="bias-audit",
@@ -85,13 +90,14 @@ def gate(
 
     Exit codes: 0 passed, 1 violated, 2 wrong usage, configuration or an error, 3 inconclusive.
     """
-    from bias_audit.gate.gate import judge_source
-    from bias_audit.gate.sources import audited
-    from bias_audit.outputs import clear, destinations, write
+    from bias_audit.outputs.destinations import clear, destinations, write
     from bias_audit.policies.file import read_policy
+    from bias_audit.sources import audited, judge_source
 
     where = destinations(format or [], output or [])
     clear(where)
+    if trust_checkpoint and checkpoint is None and model is None:
+        raise ValueError("--trust-checkpoint: there is no checkpoint to trust: name one by --checkpoint or --model")
     rules = None if policy is None else read_policy(policy)
     opened = None
     if model is not None and data is not None:
@@ -149,6 +155,8 @@ def run(
     """Audit a model without training it, on one device or many, and print the run directory."""
     from bias_audit.callbacks.running import RunOptions, audit_checkpoint
 
+    if trust_checkpoint and checkpoint is None and weights is None:
+        raise ValueError("--trust-checkpoint: there is no file to trust: name one by --checkpoint or --weights")
     options = RunOptions(
         model=model,
         data=data,
@@ -175,7 +183,7 @@ def run(
 @app.command()
 def report(run_dir: RunDir, no_thumbnails: NoThumbnails = False) -> None:
     """Draw a run's page anew and print its path."""
-    from bias_audit.report import write_report
+    from bias_audit.report.page import write_report
 
     typer.echo(write_report(run_dir, thumbnails=not no_thumbnails))
 
@@ -257,11 +265,12 @@ def update(
 
     What a run shows may be made the baseline whether or not a policy allows it: review the change as one of code.
     """
-    from bias_audit.gate.baseline import Baseline, read_baseline, write_baseline
+    from bias_audit.gate.baseline import Baseline
+    from bias_audit.gate.baseline_file import read_baseline, write_baseline
     from bias_audit.gate.gate import run_gate
-    from bias_audit.gate.sources import open_run
-    from bias_audit.records.results import RecordError
+    from bias_audit.records.errors import RecordError
     from bias_audit.records.runs import read_run
+    from bias_audit.sources import open_run
 
     with open_run(source) as path:
         run = read_run(path)
@@ -288,9 +297,10 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented policy: what may be asked of a run like this one, and what it measures today."""
-    from bias_audit.gate.sources import open_run
-    from bias_audit.policies.draft import draft_policy
-    from bias_audit.records.runs import read_run, write_whole
+    from bias_audit.atomic import write_whole
+    from bias_audit.gate.policy_draft import draft_policy
+    from bias_audit.records.runs import read_run
+    from bias_audit.sources import open_run
 
     if output.exists() and not force:
         raise FileExistsError(f"{output}: is there already: name another file with --output, or give --force")
@@ -311,12 +321,12 @@ def check(
 
     Exit codes: 0 all rules are decided, violated or not; 2 something is misspelt; 3 the run leaves a rule undecided.
     """
-    from bias_audit.gate.baseline import read_baseline
-    from bias_audit.gate.sources import open_run
-    from bias_audit.policies.check import check_policy
+    from bias_audit.gate.baseline_file import read_baseline
+    from bias_audit.gate.policy_check import check_policy
     from bias_audit.policies.file import read_policy
-    from bias_audit.records.results import MissingEvidenceError
+    from bias_audit.records.errors import MissingEvidenceError
     from bias_audit.records.runs import read_run
+    from bias_audit.sources import open_run
 
     file = read_policy(policy)
     if source is None:
@@ -360,7 +370,7 @@ def push(
     ] = False,
 ) -> None:
     """Save a workspace in Weights & Biases, laid out by what a reader asks, and print its address."""
-    from bias_audit.callbacks.workspace import push as push_workspace
+    from bias_audit.callbacks.wandb.workspace import push as push_workspace
 
     typer.echo(push_workspace(run_dir, entity=entity, project=project, send=send, dry_run=dry_run))
 
@@ -379,9 +389,17 @@ def demo(
 def _complain(words: str) -> None:
     """One line on standard error."""
     # Names from the data must not steer the terminal.
-    printable = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(words.split()))
-    said = f"bias-audit: {without_secrets(printable)}"
+    said = f"bias-audit: {without_secrets(one_line(words))}"
     typer.echo(defused(said) if "GITHUB_ACTIONS" in os.environ else said, err=True)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Raise if an argument is empty: a path of no letters would be the current directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            what = argument or before
+            name = f"{what.removesuffix('=')}: " if what.startswith("-") else ""
+            raise ValueError(f"{name}expected a value, got nothing: set the variable it comes from, or leave it out")
 
 
 def main() -> Any:
@@ -391,6 +409,7 @@ def main() -> Any:
         # A name that the terminal cannot write must not cost the outcome.
         sys.stdout.reconfigure(errors="replace")
     try:
+        _check_arguments(sys.argv[1:])
         code = app(standalone_mode=False)
     except typer.Abort:
         code = 130

@@ -25,13 +25,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from bias_audit.callbacks import BiasAuditCallback
+from bias_audit.data.dataset import AuditDataset
 from bias_audit.data.metadata import Metadata
-from bias_audit.data.samples import AuditDataset
-from bias_audit.data.scenes import GENDERS, OCCUPATIONS, REGIONS, Scene, balanced_scenes, counts_with_bias, draw_scenes
-from bias_audit.gate.gate import GateResult, run_gate
+from bias_audit.data.painting import REGIONS
+from bias_audit.data.scenes import GENDERS, OCCUPATIONS, Scene, balanced_scenes, counts_with_bias, draw_scenes
+from bias_audit.gate.gate import run_gate
+from bias_audit.gate.result import GateResult
 from bias_audit.plan import AuditPlan
 from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import Run, read_run
+from bias_audit.wording import interval
 
 SIZE = 96
 PER_CLASS = 1000
@@ -159,7 +162,7 @@ def _cell(audit: AuditSummary, metric: str, **names: str) -> str:
     except KeyError:
         # Where no value goes with a class, there is no accuracy with and against it.
         return "–"
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" if e.measured else "–"
+    return interval(e, 2)
 
 
 def _closing_table(runs: list[DemoRun]) -> Table:

@@ -1,6 +1,6 @@
 """The few numbers that tell where an audit stands, out of hundreds.
 
-Enters: the estimates of one audit, and on how many images its regions are. Leaves: what a person looks at first.
+Enters: the estimates of one audit. Leaves: what a person looks at first.
 
 Standard library only: whoever reads records can say this.
 """
@@ -8,12 +8,8 @@ Standard library only: whoever reads records can say this.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from bias_audit.terms import COMPARING_METRICS, OWN, REMAINDER, Estimate
-
-if TYPE_CHECKING:
-    from bias_audit.records.results import RegionCount
 
 # In the order in which a reader asks: is it right, does it look there, does it rely on it, for whom is it wrong.
 HEADLINES = (
@@ -26,18 +22,6 @@ HEADLINES = (
     "accuracy_gap",
     "worst_group_accuracy",
 )
-
-
-def caveats(annotated: Iterable[RegionCount]) -> tuple[str, ...]:
-    """A sentence for each region that some images lack, or whose areas are boxes.
-
-    Example:
-        >>> from bias_audit.records.results import RegionCount
-        >>> caveats([RegionCount("hair", 0, 40, 8), RegionCount("coat", 48, 0, 0)])
-        ('hair is on 40 of 48 images, on all of them as a box, which holds some of what lies around.',)
-    """
-    around = ", which holds some of what lies around"
-    return tuple(f"{one}{around if one.boxed else ''}." for one in annotated if one.boxed or one.absent)
 
 
 def headlines(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:

@@ -118,7 +118,7 @@ def energy_share(maps: Tensor, regions: ProjectedRegions) -> Scored:
     """The share of each map's energy that lies in each region, `(..., B, R)`, 0 to 1.
 
     `maps` `(..., B, *grid)` are non-negative, at any scale. Not valid where the map is silent (all zero) or the region
-    empty. It is the energy-based pointing game of Score-CAM (arXiv 1910.01279, section 4.3), for every region.
+    empty. It is the energy-based pointing game of Score-CAM (arXiv 1910.01279), for every region.
 
     Example:
         >>> regions = project_regions(with_remainder(torch.tensor([[[[True, False]]]])), (1, 2))
@@ -153,8 +153,8 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Scored:
     """Whether each map's maximum lies in each region, `(..., B, R)`, 0 to 1; pixels that tie for it share the hit.
 
     `maps` `(..., B, *places)` are upsampled, `masks` bool `(B, R, *places)`. A maximum within `tolerance` pixels
-    (Euclidean, of clips in the same frame) of the region hits it; the original takes 15 (arXiv 1608.00507, section
-    4.2). Not valid where the map is silent or the region empty.
+    (Euclidean, of clips in the same frame) of the region hits it; the original takes 15 (arXiv 1608.00507). Not valid
+    where the map is silent or the region empty.
 
     Example:
         >>> masks = torch.tensor([[[[True, False, False]]]])
@@ -180,7 +180,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float) -> Scored:
 def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Scored:
     """Of the K largest pixels, K the region's size, the share that lies in the region, `(..., B, R)`, 0 to 1.
 
-    `maps` `(..., B, *places)` are upsampled, `masks` bool `(B, R, *places)`; arXiv 2003.07258, section 3.2. Pixels that
+    `maps` `(..., B, *places)` are upsampled, `masks` bool `(B, R, *places)`; arXiv 2003.07258. Pixels that
     tie at the K-th place share what places are left. So do those that share a level with it: the map's range is cut
     into `LEVELS`, and if n pixels have the K-th one's level, this is at most `n / 4K` off. Not valid where the map is
     silent or the region empty.

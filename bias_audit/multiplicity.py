@@ -48,28 +48,6 @@ def exceedance_p(value: float, bound: float, limit: float) -> float:
     return math.erfc((value - limit) / error / math.sqrt(2)) / 2
 
 
-def equivalence_p(value: float, low: float, high: float, limit: float) -> float:
-    """p-value of a quantity being `limit` or more away from 0: small where it is shown to lie between -limit and limit.
-
-    The greater p-value of two one-sided tests, below 0.025 where the whole 95 % interval lies between. To say of many
-    quantities that all are negligible needs no further correction (Berger, Technometrics 24, 1982, 295-300).
-
-    Args:
-        value, low, high: what was measured, with its 95 % interval.
-        limit: what still counts as nothing, above 0.
-
-    Raises:
-        ValueError: a number is not finite.
-
-    Reference: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987) 657-680.
-
-    Example:
-        >>> equivalence_p(0.01, -0.03, 0.05, 0.1) < 0.025 < equivalence_p(0.01, -0.15, 0.17, 0.1)
-        True
-    """
-    return max(exceedance_p(value, low, -limit), exceedance_p(-value, -high, -limit))
-
-
 def holm(ps: Sequence[float]) -> tuple[float, ...]:
     """p-values corrected for their number, in the order given: below 0.05, the chance of any false alarm is below 0.05.
 
@@ -89,29 +67,6 @@ def holm(ps: Sequence[float]) -> tuple[float, ...]:
     for rank, i in enumerate(order):
         greatest = max(greatest, min(1.0, (len(ps) - rank) * ps[i]))
         corrected[i] = greatest
-    return tuple(corrected)
-
-
-def benjamini_hochberg(ps: Sequence[float]) -> tuple[float, ...]:
-    """p-values corrected for their number, in the order given: of those below 0.05, on average at most 0.05 are false.
-
-    It finds more than `holm` and promises less. It holds for hypotheses that are independent of each other, and for
-    some that are positively dependent.
-
-    Raises:
-        ValueError: a p-value is not between 0 and 1.
-
-    Reference: Benjamini and Hochberg, Journal of the Royal Statistical Society B 57 (1995) 289-300.
-
-    Example:
-        >>> benjamini_hochberg([0.01, 0.04, 0.03])
-        (0.03, 0.04, 0.04)
-    """
-    order = _ascending(ps)
-    corrected, least = [0.0] * len(ps), 1.0
-    for rank, i in reversed(list(enumerate(order, start=1))):
-        least = min(least, len(ps) / rank * ps[i])
-        corrected[i] = least
     return tuple(corrected)
 
 

@@ -1,192 +1,35 @@
-"""What a notebook shows of an audit: its verdicts as HTML, and a figure.
+"""What findings and audits have in common where a notebook shows them under a cell.
 
-Enters: an `AuditSummary`, a `Finding`, or an `AuditResult` with its `SampleSheet`. Leaves: HTML that a notebook puts
-under a cell, or a matplotlib `Figure`.
-
-The HTML has its styles on its elements, since notebooks drop others, and takes its colours from the notebook's theme.
-Matplotlib is imported only to draw, and never through pyplot: the figure belongs to who asked for it.
+Enters: verdicts and estimates. Leaves: HTML, all that comes from data escaped, with its styles on its elements, since
+notebooks drop others, and with colours that stand out on white and on black.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from markupsafe import Markup
 
-from bias_audit.findings import Finding
-from bias_audit.headlines import headlines
-from bias_audit.terms import REMAINDER, Estimate, Verdict
+from bias_audit.terms import Estimate, Verdict
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
-
-    from bias_audit.overlays import Looked
-    from bias_audit.records.results import AuditResult, AuditSummary, SampleSheet
-
-MOST_SHOWN, MOST_ROWS = 12, 20
-_PER_ROW = 4
-# Signs as well as colours, which stand out on white and on black.
-_SIGNS = {Verdict.RELIANCE: "✕", Verdict.SUSPECTED: "!", Verdict.INCONCLUSIVE: "?", Verdict.CLEARED: "✓"}
-_COLOURS = {
+# Signs as well as colours.
+SIGNS = {Verdict.RELIANCE: "✕", Verdict.SUSPECTED: "!", Verdict.INCONCLUSIVE: "?", Verdict.CLEARED: "✓"}
+COLOURS = {
     Verdict.RELIANCE: "#d0452b",
     Verdict.SUSPECTED: "#b07a00",
     Verdict.INCONCLUSIVE: "#b07a00",
     Verdict.CLEARED: "#2a9161",
 }
-_CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0; overflow-wrap: anywhere;"
+CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0; overflow-wrap: anywhere;"
 
 
-def finding_html(finding: Finding) -> str:
-    """One finding: its verdict, its sentence and its evidence, all that comes from data escaped."""
-    return str(
-        Markup('<div style="max-width: 90ch">{} {} <b>{}</b><p style="margin: 4px 0">{}</p>{}</div>').format(
-            _verdict(finding), finding.kind, finding.name, finding.sentence, _list(finding.evidence)
-        )
-    )
+def verdict_html(verdict: Verdict) -> Markup:
+    """A verdict with its sign and in its colour."""
+    style = f"color: {COLOURS[verdict]}; font-weight: 600; white-space: nowrap;"
+    return Markup('<span style="{}">{} {}</span>').format(style, SIGNS[verdict], verdict)
 
 
-def audit_html(audit: AuditSummary) -> str:
-    """One audit: when it was made, its verdicts with their sentences, and its leading numbers."""
-    outcome = "before training" if audit.trigger == "reference" else f"policy {audit.judgement.outcome}"
-    head = f"Bias audit at step {audit.step}, epoch {audit.epoch}, {audit.weights} weights: {outcome}"
-    row = Markup(
-        '<tr><td style="{0} min-width: 9em">{1} <b>{2}</b></td><td style="{0}">{3}</td>'
-        '<td style="{0} min-width: 16em">{4}</td></tr>'
-    )
-    findings = audit.judgement.findings
-    rows = Markup("").join(row.format(_CELL, f.kind, f.name, _verdict(f), f.sentence) for f in findings)
-    return str(
-        Markup('<div style="max-width: 110ch"><b>{}</b><table style="margin: 6px 0">{}</table>{}</div>').format(
-            head, rows, _list(headlines(audit.estimates)[:MOST_ROWS])
-        )
-    )
-
-
-def _verdict(finding: Finding) -> Markup:
-    sign, colour = _SIGNS[finding.verdict], _COLOURS[finding.verdict]
-    style = f"color: {colour}; font-weight: 600; white-space: nowrap;"
-    return Markup('<span style="{}">{} {}</span>').format(style, sign, finding.verdict)
-
-
-def _list(estimates: Iterable[Estimate]) -> Markup:
+def numbers_html(estimates: Iterable[Estimate]) -> Markup:
+    """A list of estimates that opens on a click; nothing where there are none."""
     items = Markup("").join(Markup("<li>{}</li>").format(e) for e in estimates)
     return Markup("<details><summary>Numbers</summary><ul>{}</ul></details>").format(items) if items else items
-
-
-def audit_figure(result: AuditResult, sheet: SampleSheet | None = None, samples: int = 4) -> Figure:
-    """An audit as one figure: a line for each verdict, the enrichment of each region, and the worst heatmaps.
-
-    The worst are those with most of the heatmap on a spurious region. They lie over their images where `sheet` holds
-    these, and are shown alone without.
-
-    Args:
-        result: the audit.
-        sheet: its images, such as `Auditor.sheet` or `Run.sheet()`.
-        samples: how many heatmaps to draw, at most 12.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-        ValueError: `samples` is out of range, or the sheet is of other images.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("matplotlib is not installed: pip install 'bias-audit[plot]'") from error
-    import numpy as np
-
-    from bias_audit.overlays import most_looked
-
-    if not 0 <= samples <= MOST_SHOWN:
-        raise ValueError(f"samples: expected 0 to {MOST_SHOWN}, got {samples}")
-    if sheet is not None and (missing := set(result.scores.ids) - set(sheet.ids)):
-        raise ValueError(f"sheet: it lacks {len(missing)} of the audited samples: give the sheet of this audit's run")
-    findings = result.judgement.findings
-    spurious = [f.name for f in findings if f.kind == "region" and f.name in result.scores.regions]
-    worst = most_looked(result.scores, spurious, samples)
-    lines = [_short(f) for f in findings]
-    shown = _enrichments(result.estimates)
-    heights = [0.5 + 0.26 * len(lines), 0.9 + 0.3 * max(1, len(shown)), 2.3 * math.ceil(len(worst) / _PER_ROW)]
-    figure = Figure(figsize=(8.0, sum(heights)), layout="constrained")
-    ratios = [height for height in heights if height]
-    parts = np.asarray(figure.subfigures(len(ratios), 1, height_ratios=ratios), dtype=object)
-    outcome = "before training" if result.trigger == "reference" else f"policy {result.judgement.outcome}"
-    _write_lines(parts[0], [_plain(f"Step {result.step}, {result.weights} weights: {outcome}"), *lines], findings)
-    _draw_enrichment(parts[1].subplots(), shown)
-    if worst:
-        _draw_worst(parts[2], result, sheet, worst)
-    return figure
-
-
-def _plain(text: object, most: int = 110) -> str:
-    """Text on one line in which matplotlib finds neither formulas nor more than fits."""
-    words = " ".join(str(text).split())
-    words = "".join(c if c.isprintable() else "\ufffd" for c in words)
-    return (words if len(words) <= most else words[: most - 1] + "…").replace("$", r"\$")
-
-
-def _short(finding: Finding) -> str:
-    evidence = f": {finding.evidence[0]}".replace("_", " ") if finding.evidence else ""
-    return _plain(f"{_SIGNS[finding.verdict]} {finding.verdict}: {finding.kind} {finding.name}{evidence}")
-
-
-def _write_lines(part: SubFigure, lines: Sequence[str], findings: Sequence[Finding]) -> None:
-    colours = ["black", *(_COLOURS[f.verdict] for f in findings)]
-    for i, (line, colour) in enumerate(zip(lines, colours, strict=True)):
-        weight = "bold" if i == 0 else "normal"
-        part.text(0.01, 1 - (i + 0.7) / (len(lines) + 0.4), line, color=colour, weight=weight, fontsize=9)
-
-
-def _enrichments(estimates: Iterable[Estimate]) -> list[Estimate]:
-    """Enrichment of each region over all images, as it was measured."""
-    found = [e for e in headlines(estimates) if e.metric == "enrichment" and e.region != REMAINDER and e.measured]
-    return found[:MOST_ROWS]
-
-
-def _draw_enrichment(axes: Axes, shown: Sequence[Estimate]) -> None:
-    axes.axvline(1, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
-    methods = list(dict.fromkeys(e.method for e in shown))
-    regions = list(dict.fromkeys(e.region for e in shown))
-    for m, method in enumerate(methods):
-        mine = [e for e in shown if e.method == method]
-        places = [regions.index(e.region) + 0.24 * (m - (len(methods) - 1) / 2) for e in mine]
-        values = [e.value or 0.0 for e in mine]
-        sides = [[v - (e.low or 0.0) for v, e in zip(values, mine, strict=True)]]
-        sides.append([(e.high or 0.0) - v for v, e in zip(values, mine, strict=True)])
-        hue = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")[m % 4]
-        fill = "white" if m % 2 else hue
-        axes.errorbar(
-            values, places, xerr=sides, fmt="os^Dv"[m % 5], color=hue, markerfacecolor=fill, label=_plain(method)
-        )
-    axes.set_yticks(range(len(regions)), [_plain(region, 30) for region in regions])
-    axes.set_ylim(len(regions) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("enrichment (× share of area; 1 = chance), 95 % interval")
-    axes.spines[["top", "right"]].set_visible(False)
-    if methods:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
-
-
-def _draw_worst(part: SubFigure, result: AuditResult, sheet: SampleSheet | None, worst: Sequence[Looked]) -> None:
-    import numpy as np
-
-    from bias_audit.overlays import opened, overlay
-
-    scores = result.scores
-    part.suptitle(f"Most of the heatmap on a spurious region ({_plain(scores.methods[0])})", fontsize=9)
-    grid = part.subplots(math.ceil(len(worst) / _PER_ROW), _PER_ROW, squeeze=False)
-    for axes, (i, region, share) in zip(grid.ravel(), worst, strict=False):
-        heat = scores.maps[0, i].astype(np.float32)
-        if sheet is None:
-            axes.imshow(heat, cmap="inferno", vmin=0, vmax=1)
-        else:
-            picture = opened(sheet.thumbnails[sheet.ids.index(scores.ids[i])]).convert("RGB")
-            axes.imshow(np.asarray(overlay(picture, heat)))
-        right = "correct" if scores.correct[i] else "wrong"
-        axes.set_title(f"{_plain(scores.ids[i], 22)}\n{share:.2f} on {_plain(region, 14)}, {right}", fontsize=7)
-    for axes in part.axes:
-        axes.set_axis_off()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from bias_audit.attribution.cam import FORMULAS, Formula, Sign, check_sign
 from bias_audit.attribution.layers import Forward, call
-from bias_audit.attribution.methods import METHODS as METHODS_BY_NAME
-from bias_audit.attribution.methods import find_method
+from bias_audit.attribution.layouts import Layout
+from bias_audit.attribution.methods import METHODS, find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
 from bias_audit.evidence.changes import Swap
 from bias_audit.localization import ProjectedRegions, Scored
@@ -26,7 +27,7 @@ from bias_audit.terms import OWN, Estimate, Subjects
 
 # Both maps come from the same activation and gradient; where the head is more than pooling and one linear layer they
 # differ, and each alone can miss a cue.
-METHODS = ("gradcam", "hirescam")
+DEFAULT_METHODS = ("gradcam", "hirescam")
 
 TargetName = Literal["label", "margin", "predicted"]
 TargetOfLabels = Callable[[Tensor], Target]
@@ -38,7 +39,7 @@ Evidence = Callable[[SampleScores, npt.NDArray[np.str_], Subjects, int], Iterabl
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """How to audit.
+    """How to audit: which layer, methods and score, on how many images, and how much of each test.
 
     Args:
         layer: name of the submodule to explain; by default the last whose output keeps the image's places.
@@ -57,6 +58,8 @@ class AuditPlan:
         iou_threshold: share of a map's maximum above which a pixel counts, for `iou`.
         pointing_tolerance: pixels by which the maximum may miss a region, for `pointing_game`.
         forward_fn: `forward_fn(model, images)` gives the outputs; by default `model(images)`.
+        layout: makes the layer's output `(B, C, h, w)`, laid out as the images are; by default it is recognised. With
+            `forward_fn` it audits what takes no images: of clips, say, the sheets of their frames (examples/video.py).
         fitness_samples: of the audited images so many, drawn once, on which the explanation methods themselves are
             tested (see `evidence.fitness`), at about a hundred forwards each; 0 for no test. Without one every method
             counts as fit.
@@ -72,10 +75,14 @@ class AuditPlan:
 
     Raises:
         ValueError: a value out of its range; the message names it.
+
+    Example:
+        >>> AuditPlan(methods=("gradcam", "layercam"), layer="layer4", intervention_samples=128).method_names
+        ('gradcam', 'layercam')
     """
 
     layer: str | None = None
-    methods: tuple[str | Formula, ...] = METHODS
+    methods: tuple[str | Formula, ...] = DEFAULT_METHODS
     target: TargetName | TargetOfLabels = "margin"
     sign: Sign = "positive"
     batch_size: int = 32
@@ -84,6 +91,7 @@ class AuditPlan:
     iou_threshold: float = 0.15
     pointing_tolerance: int = 0
     forward_fn: Forward = call
+    layout: Layout | None = None
     fitness_samples: int = 16
     fitness_every: int = 50
     intervention_samples: int = 256
@@ -97,6 +105,10 @@ class AuditPlan:
         check_sign(self.sign)
         if self.sign == "signed":
             raise ValueError("an audit measures shares of energy, which signed maps do not have: use another sign")
+        for kind in ("methods", "metrics", "evidence"):
+            nameless = next((f for f in getattr(self, kind) if isinstance(f, partial)), None)
+            if nameless is not None:
+                raise ValueError(f"{kind}: {nameless} has no name to go by in the records: write it as a `def`")
         if not self.methods or len(set(self.method_names)) < len(self.methods):
             raise ValueError(f"expected methods, each name once, got {self.method_names}")
         for kind in ("metrics", "evidence"):
@@ -108,7 +120,7 @@ class AuditPlan:
                 )
         for method in self.methods:
             name = find_method(method).name
-            taken = name in METHODS_BY_NAME and METHODS_BY_NAME[name].formula is not method
+            taken = name in METHODS and METHODS[name].formula is not method
             if callable(method) and (taken or not name.isidentifier()):
                 raise ValueError(f"methods: {name!r} is no name, or another's: give the function one of its own")
             if find_method(method).formula is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 if TYPE_CHECKING:
-    from bias_audit.gate.gate import FailOn, GateResult, OnInconclusive
+    from bias_audit.gate.result import FailOn, GateResult, OnInconclusive
     from bias_audit.policies.policy import Policy
 
     Rules = Policy | str | Path | Mapping[str, Any]
@@ -91,7 +91,8 @@ class BiasGate:
         fail_on: FailOn = "error",
         on_inconclusive: OnInconclusive = "fail",
     ) -> GateResult:
-        from bias_audit.gate.gate import FailOn, OnInconclusive, judge_source
+        from bias_audit.gate.result import FailOn, OnInconclusive
+        from bias_audit.sources import judge_source
 
         _check_one_of("fail_on", fail_on, get_args(FailOn))
         _check_one_of("on_inconclusive", on_inconclusive, get_args(OnInconclusive))
@@ -182,8 +183,9 @@ def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
 
 def _tell(item: pytest.Item, result: GateResult) -> None:
     """Fail the test with what the gate would print, or let it pass and warn of what a person should know."""
-    from bias_audit.outputs import defused, render
-    from bias_audit.outputs.rows import outcome_words, rows, tally
+    from bias_audit.gate.rows import outcome_words, rows, tally
+    from bias_audit.outputs.destinations import defused
+    from bias_audit.outputs.formats import render
     from bias_audit.terms import Outcome
 
     # pytest's summary shows the first line.

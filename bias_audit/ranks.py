@@ -16,6 +16,8 @@ import torch.distributed
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from bias_audit.progress import Progress, silent
+
 T = TypeVar("T")
 # Where in its own source a backend noticed, which it puts before what it says.
 _SOURCE = re.compile(r"\[[^\[\]]*\.\w+:\d+\]\s*")
@@ -27,10 +29,6 @@ class RankError(ValueError):
 
 class RankGoneError(RankError):
     """Another rank is gone, or was not heard of for as long as the process group waits."""
-
-
-def _unsaid(done: int, of: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Ranks:
             return cls()
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
-    def shared(self, count: int, work: Callable[[int], T], progress: Callable[[int, int], None] = _unsaid) -> list[T]:
+    def shared(self, count: int, work: Callable[[int], T], progress: Progress = silent) -> list[T]:
         """`[work(0), ..., work(count - 1)]` on every rank, each piece done by one of them.
 
         Every rank calls `work` equally often: the forward passes of some models wait for those of the other ranks. A

@@ -7,8 +7,10 @@ Everything is vectorised over hypotheses and resamples; randomness enters as a s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,11 +21,15 @@ Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+# Which images, in which order, and which hypotheses, to their numerators and denominators `(n, h)`.
+Columns = Callable[[Indices, slice], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 # With fewer images skewness is not corrected: it would be estimated from too few numbers.
 LEAST_FOR_BCA = 10
 # Cells of a matrix that is made at once: 16 MB of float32.
 _BLOCK = 1 << 22
+# Cells of the columns whose deviations are worked out at once: 2 MB of float64, of which there are some eight copies.
+_WORKED_OUT = 1 << 18
 # Draws that are kept at once, of many hypotheses from many images: 64 MB of float32.
 _MOST_DRAWS = 1 << 24
 # What rounding leaves of deviations that are 0, relative to the sum of what they are made of.
@@ -80,23 +86,57 @@ def bootstrap_ratios(
         >>> ratio.value.item(), bool(ratio.low[0] < 1.5 < ratio.high[0])
         (1.5, True)
     """
+    return bootstrap_columns(
+        lambda rows, some: (numerators[rows, some], denominators[rows, some]),
+        numerators.shape[1],
+        strata,
+        seed=seed,
+        level=level,
+        resamples=resamples,
+        subsets=subsets,
+    )
+
+
+def bootstrap_columns(
+    columns: Columns,
+    count: int,
+    strata: npt.NDArray[Any],
+    *,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = 4000,
+    subsets: Bools | None = None,
+) -> Intervals:
+    """`bootstrap_ratios` of so many hypotheses whose columns are made when they are needed, a few at a time.
+
+    It holds 4 bytes of an image for each hypothesis that the image belongs to, and 4 for each different denominator.
+
+    Args:
+        columns: `columns(images, hypotheses)` gives numerators and denominators `(n, h)` of the images at these places,
+            in this order, and of a slice of the hypotheses; it is called several times.
+        count: how many hypotheses there are.
+        strata, subsets: as `bootstrap_ratios` has them.
+
+    Example:
+        >>> values = np.array([[0.0], [1.0], [2.0], [3.0]])
+        >>> made = lambda images, some: (values[images, some], np.ones((len(images), 1)))
+        >>> bootstrap_columns(made, 1, np.zeros(4), seed=0).value.item()
+        1.5
+    """
     _, codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)
     groups = _Strata.of(np.where(sizes[codes] == 1, -1, codes))
     inside = None if subsets is None else subsets[groups.order]
-    count, width = numerators.shape[1], _BLOCK // max(len(numerators), 1) + 1
+    width = _BLOCK // max(len(groups.order), 1) + 1
     # Counts that are drawn anew each time are drawn for many at once.
     batch = 1 if resamples <= width else max(1, _MOST_DRAWS // max(1, resamples * min(count, width)))
     places = [
-        (None if inside is None else inside[:, c], slice(start, start + width))
+        (None if inside is None else inside[:, c], slice(start, min(start + width, count)))
         for c in range(1 if inside is None else inside.shape[1])
         for start in range(0, max(count, 1), width)
     ]
     found: list[tuple[Floats, Floats, Floats]] = []
     for start in range(0, len(places), batch):
-        pieces = [
-            _Piece.of(numerators[groups.order, columns], denominators[groups.order, columns], groups, members)
-            for members, columns in places[start : start + batch]
-        ]
+        pieces = [_Piece.of(columns, some, groups, members) for members, some in places[start : start + batch]]
         draws = _draws(pieces, groups.sizes, resamples, seed)
         found += [piece.intervals(drawn, level) for piece, drawn in zip(pieces, draws, strict=True)]
     return Intervals(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
@@ -114,6 +154,16 @@ class _Strata(NamedTuple):
         order = np.argsort(labels, kind="stable")
         return cls(order, *np.unique(labels[order], return_index=True, return_counts=True)[1:])
 
+    def touched(self, inside: Bools) -> tuple[Indices | slice, _Strata]:
+        """The places among the sorted images of all strata that hold one that is `inside` `(N,)`, and these strata."""
+        touched = self.sums(inside[:, None])[:, 0] > 0
+        found = np.flatnonzero(np.repeat(touched, self.sizes))
+        # Neighbours need not be copied from each resample.
+        together = found.size and found[-1] - found[0] + 1 == found.size
+        rows = slice(int(found[0]), int(found[-1]) + 1) if together else found
+        sizes = self.sizes[touched]
+        return rows, _Strata(self.order[rows], np.cumsum(sizes) - sizes, sizes)
+
     def sums(self, columns: npt.NDArray[Any]) -> Floats:
         """The sum of sorted columns `(N, H)` over each stratum, `(S, H)`."""
         found: Floats = np.add.reduceat(columns, self.starts, axis=0, dtype=np.float64)
@@ -124,16 +174,33 @@ class _Strata(NamedTuple):
         return columns - np.repeat(self.sums(columns) / self.sizes[:, None], self.sizes, axis=0)
 
 
+class _Distinct:
+    """Columns `(n,)` of float32, of which those that are equal are kept once."""
+
+    def __init__(self) -> None:
+        self.kept: list[Floats32] = []
+        self._places: dict[bytes, int] = {}
+
+    def place_of(self, column: Floats32) -> int:
+        """Where the column is among those that are kept."""
+        place = self._places.setdefault(blake2b(column.tobytes()).digest(), len(self.kept))
+        if place == len(self.kept):
+            self.kept.append(column.copy())
+        return place
+
+
 class _Piece(NamedTuple):
     """Hypotheses on the same images: what is drawn from, and what the draws are to be scaled with.
 
     `rows` are the places of the images of all strata that hold one of the subset's, among the sorted images; `above`
-    and `below` `(n, H)` are the deviations and denominators of these, a deviation's squares adding up to 1.
+    `(n, H)` are the deviations of these, a deviation's squares adding up to 1. Many hypotheses are divided by the same:
+    `below` `(D, n)` are the denominators that differ, and `divides` `(H,)` says which is whose.
     """
 
     rows: Indices | slice
     above: Floats32
     below: Floats32
+    divides: Indices
     value: Floats
     varies: Bools
     # A standard error, if it varies.
@@ -143,53 +210,65 @@ class _Piece(NamedTuple):
     acceleration: Floats
 
     @classmethod
-    def of(
-        cls, numerators: npt.NDArray[Any], denominators: npt.NDArray[Any], groups: _Strata, inside: Bools | None
-    ) -> _Piece:
-        """Of sorted columns `(N, H)`; 0 counts for what is not `inside` `(N,)`."""
+    def of(cls, columns: Columns, wanted: slice, groups: _Strata, inside: Bools | None) -> _Piece:
+        """Of the wanted columns; 0 counts for what is not `inside` `(N,)`, which is sorted as the groups are."""
         rows: Indices | slice = slice(None)
-        x, y = numerators.astype(np.float64), denominators.astype(np.float64)
         if inside is not None:
-            touched = groups.sums(inside[:, None])[:, 0] > 0
-            found = np.flatnonzero(np.repeat(touched, groups.sizes))
-            # Neighbours need not be copied from each resample.
-            together = found.size and found[-1] - found[0] + 1 == found.size
-            rows = slice(int(found[0]), int(found[-1]) + 1) if together else found
-            sizes = groups.sizes[touched]
-            groups = _Strata(found, np.cumsum(sizes) - sizes, sizes)
-            x, y = (np.where(inside[rows, None], columns[rows], 0) for columns in (x, y))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = x.sum(0) / y.sum(0)
-        known = np.isfinite(value)
-        centre, total = np.where(known, value, 0), np.where(known, y.sum(0), 1)
-        # A resample's ratio less the value is a ratio of sums too. What is constant within strata cancels in it; left
-        # out from the start it leaves no rounding error that looks like variation.
-        deviations = groups.centred(x - centre * y)
-        spread = np.sqrt(np.square(deviations).sum(0))
-        varies = spread > _ROUNDING * (np.abs(x).sum(0) + np.abs(centre) * total)
-        deviations = np.where(varies, deviations / np.where(varies, spread, 1), 0)
-        members = y > 0
-        n = members.sum(0)
-        # Fitted to the images are one ratio or, where a hypothesis has whole strata, one constant for each.
-        fitted = (groups.sums(members) / groups.sizes[:, None]).sum(0)
-        return cls(
-            rows,
+            rows, groups = groups.touched(inside)
+            inside = inside[rows, None]
+        above = np.empty((len(groups.order), wanted.stop - wanted.start), dtype=np.float32)
+        below, divides, numbers = _Distinct(), [], []
+        # A few columns at a time: what is worked out in float64 takes many times the room of what is kept.
+        parts = max(1, min(above.shape[1], -(-above.size // _WORKED_OUT)))
+        edges = np.linspace(wanted.start, wanted.stop, parts + 1).astype(int).tolist()
+        for start, stop in pairwise(edges):
+            x, y = (np.ascontiguousarray(given, np.float64) for given in columns(groups.order, slice(start, stop)))
+            if inside is not None:
+                x, y = np.where(inside, x, 0), np.where(inside, y, 0)
+            deviations, shares, *of_each = _scaled(x, y, groups)
             # In standard errors, so that float32 is exact to a millionth of the interval's width.
-            deviations.astype(np.float32),
-            (y / total).astype(np.float32),
-            np.where(known, value, np.nan),
-            varies,
-            np.where(varies, spread, 0) / total,
-            n,
-            np.maximum(n - np.maximum(fitted, 1), 1),
-            np.where(n < LEAST_FOR_BCA, np.nan, (np.square(deviations) * deviations).sum(0) / 6),
-        )
+            above[:, start - wanted.start : stop - wanted.start] = deviations
+            divides += [below.place_of(column) for column in shares.T.astype(np.float32, order="C")]
+            numbers.append(of_each)
+        joined = (np.concatenate(parts) for parts in zip(*numbers, strict=True))
+        different = np.reshape(below.kept, (len(below.kept), len(above)))
+        return cls(rows, above, different, np.array(divides, dtype=np.int64), *joined)
 
     def intervals(self, draws: Floats32, level: float) -> tuple[Floats, Floats, Floats]:
         """Value, lower and upper bound, `(H,)` each, from `draws` `(H, resamples)`."""
         z = special.stdtrit(self.freedom, (1 + level) / 2) * np.sqrt(np.maximum(self.members, 1) / self.freedom)
         low, high = self.value + _quantiles(draws, _shares(draws, self.acceleration, z)) * self.scale
         return self.value, np.minimum(low, self.value), np.maximum(high, self.value)
+
+
+def _scaled(
+    x: Floats, y: Floats, groups: _Strata
+) -> tuple[Floats, Floats, Floats, Bools, Floats, Indices, Indices | Floats, Floats]:
+    """Deviations and denominators `(n, H)`, and what a `_Piece` keeps of each, from sorted columns `(n, H)`."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = x.sum(0) / y.sum(0)
+    known = np.isfinite(value)
+    centre, total = np.where(known, value, 0), np.where(known, y.sum(0), 1)
+    # A resample's ratio less the value is a ratio of sums too. What is constant within strata cancels in it; left
+    # out from the start it leaves no rounding error that looks like variation.
+    deviations = groups.centred(x - centre * y)
+    spread = np.sqrt(np.square(deviations).sum(0))
+    varies = spread > _ROUNDING * (np.abs(x).sum(0) + np.abs(centre) * total)
+    deviations = np.where(varies, deviations / np.where(varies, spread, 1), 0)
+    members = y > 0
+    n = members.sum(0)
+    # Fitted to the images are one ratio or, where a hypothesis has whole strata, one constant for each.
+    fitted = (groups.sums(members) / groups.sizes[:, None]).sum(0)
+    return (
+        deviations,
+        y / total,
+        np.where(known, value, np.nan),
+        varies,
+        np.where(varies, spread, 0) / total,
+        n,
+        np.maximum(n - np.maximum(fitted, 1), 1),
+        np.where(n < LEAST_FOR_BCA, np.nan, (np.square(deviations) * deviations).sum(0) / 6),
+    )
 
 
 def _draws(pieces: Sequence[_Piece], sizes: Indices, resamples: int, seed: int) -> list[Floats32]:
@@ -208,7 +287,8 @@ def _draws(pieces: Sequence[_Piece], sizes: Indices, resamples: int, seed: int) 
         for drawn in counts:
             for piece, draws in zip(pieces, found, strict=True):
                 times = drawn[piece.rows]
-                np.divide(piece.above.T @ times, piece.below.T @ times, out=draws[:, done : done + times.shape[1]])
+                below = (piece.below @ times)[piece.divides]
+                np.divide(piece.above.T @ times, below, out=draws[:, done : done + times.shape[1]])
             done += drawn.shape[1]
     return found
 
@@ -295,7 +375,7 @@ def permutation_test(
         strata: `(N,)` of any labels; one label for all to permute freely.
         alternative: "greater" asks whether the members' mean is the greater.
 
-    Reference: Phipson and Smyth, arXiv 1603.05766, equation 2.
+    Reference: Phipson and Smyth, arXiv 1603.05766.
 
     Example:
         >>> values, members = np.arange(12.0)[:, None], np.arange(12)[:, None] >= 9

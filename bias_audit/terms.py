@@ -75,6 +75,8 @@ ExplainerMetric = Literal[
     "randomisation_similarity",
 ]
 REGION_METRICS: tuple[RegionMetric, ...] = get_args(RegionMetric)
+# Where the energy lies is broken down to class x group; how well a map locates, to the class.
+BY_GROUP_METRICS = ("energy_share", "enrichment")
 GROUP_METRICS: tuple[GroupMetric, ...] = get_args(GroupMetric)
 INTERVENTION_METRICS: tuple[InterventionMetric, ...] = get_args(InterventionMetric)
 PROBE_METRICS = ("probe_accuracy", "probe_gain")
@@ -103,6 +105,8 @@ COMPARING_METRICS = (
     "probe_gain",
 )
 EXPLAINER_METRICS: tuple[ExplainerMetric, ...] = get_args(ExplainerMetric)
+# The `method` of `fill_flips` where a region is filled as `removal_flips` does it, without a control to compare with.
+INPAINTING = "inpainting"
 
 
 # Metrics of the user's own begin with this.
@@ -133,9 +137,13 @@ class Verdict(StrEnum):
     """What the evidence says of one region or attribute."""
 
     RELIANCE = "reliance"
+    """Decisions are shown to hang on it, by two kinds of evidence."""
     SUSPECTED = "suspected"
+    """One kind of evidence says so alone, or two disagree."""
     CLEARED = "cleared"
+    """It is shown to make no difference above the tolerance."""
     INCONCLUSIVE = "inconclusive"
+    """What is unknown could change the verdict."""
 
 
 class Outcome(StrEnum):
@@ -156,6 +164,10 @@ class Estimate:
     `worst_group_accuracy`). `value`, `low` and `high` are None where nothing could be measured; `reason` says why.
     `age` is how many audits ago it was measured: interventions, and the fitness of an explanation method, are not
     measured at every audit.
+
+    Example:
+        >>> print(Estimate("enrichment", 2.1, 1.7, 2.6, 200, region="hair", method="gradcam"))
+        enrichment on hair (gradcam): 2.100 [1.700, 2.600], n = 200
     """
 
     metric: str

@@ -5,15 +5,16 @@ The names below are loaded when they are first used: the processes beside the tr
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bias_audit.lazily import loaded_lazily
 
 if TYPE_CHECKING:
     from bias_audit.callbacks.background import Background
     from bias_audit.callbacks.lightning import BiasAuditCallback, BiasViolation
     from bias_audit.callbacks.page import ReportSink
     from bias_audit.callbacks.sinks import RunDirectorySink, Session, Sink
-    from bias_audit.callbacks.wandb_aside import WandbSink
+    from bias_audit.callbacks.wandb.sink import WandbSink
 
 _HOMES = {
     "Background": "bias_audit.callbacks.background",
@@ -23,7 +24,7 @@ _HOMES = {
     "RunDirectorySink": "bias_audit.callbacks.sinks",
     "Session": "bias_audit.callbacks.sinks",
     "Sink": "bias_audit.callbacks.sinks",
-    "WandbSink": "bias_audit.callbacks.wandb_aside",
+    "WandbSink": "bias_audit.callbacks.wandb.sink",
 }
 
 __all__ = [
@@ -37,12 +38,6 @@ __all__ = [
     "WandbSink",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    # A type checker that saw these would take any name for one of the package's.
+    __getattr__, __dir__ = loaded_lazily(__name__, _HOMES)

@@ -33,8 +33,10 @@ class Background:
         ValueError: `most` is not positive.
 
     Example:
-        >>> from bias_audit.callbacks import BiasAuditCallback
-        >>> BiasAuditCallback(audit_set, sinks=[Background(MySlowSink())])  # doctest: +SKIP
+        >>> from bias_audit.callbacks import ReportSink
+        >>> slow = Background(ReportSink(), most=2)  # one of BiasAuditCallback(audit_set, sinks=[...])
+        >>> slow.name
+        'ReportSink'
     """
 
     def __init__(self, sink: Sink, *, most: int = 8) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bias_audit.callbacks.sinks import Session
-from bias_audit.overlays import opened, overlay
+from bias_audit.overlays import overlay
+from bias_audit.records.pictures import opened
 from bias_audit.records.results import SampleScores
-from bias_audit.terminal import text
+from bias_audit.wording import one_line
 
 COLUMNS = 4
 # A picture of eight takes about 0.3 MB as PNG: event files hold two of them per audit.
@@ -63,7 +64,7 @@ def _caption(session: Session, scores: SampleScores, index: int, number: int) ->
 
 def _fitting(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """As much of `words` as a tile is wide, on one line, less its middle: ids often differ at the end."""
-    line = "".join(c for c in unicodedata.normalize("NFKD", text(words).plain) if not unicodedata.combining(c))
+    line = "".join(c for c in unicodedata.normalize("NFKD", one_line(words)) if not unicodedata.combining(c))
     kept = len(line)
     shown = line
     while font.getlength(shown) > TILE and kept > 2:

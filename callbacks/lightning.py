@@ -17,25 +17,34 @@ from weakref import ref
 
 import pytorch_lightning
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from bias_audit.audit import Auditor, Training
-from bias_audit.callbacks.background import Background
-from bias_audit.callbacks.mlflow import MlflowSink
-from bias_audit.callbacks.page import ReportSink
-from bias_audit.callbacks.progress import ProgressBarSink, under_way
-from bias_audit.callbacks.sinks import FanOut, LoggerSink, RunDirectorySink, Session, Sink, monitored
-from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.callbacks.wandb_aside import WandbSink, own_run
-from bias_audit.data.samples import AuditDataset
+from bias_audit.callbacks.loggers import sinks_for
+from bias_audit.callbacks.progress import under_way
+from bias_audit.callbacks.resume import Earlier, earlier_run
+from bias_audit.callbacks.scalars import monitored
+from bias_audit.callbacks.schedule import Schedule, is_final
+from bias_audit.callbacks.sinks import FanOut, Session, Sink
+from bias_audit.callbacks.trainer import (
+    all_ranks,
+    asked_for,
+    lends_averages,
+    log_dir,
+    ranks_of,
+    saver_of,
+    validated,
+    weights_in,
+)
+from bias_audit.data.dataset import AuditDataset
 from bias_audit.plan import AuditPlan
+from bias_audit.policies.file import read_policy
 from bias_audit.policies.policy import Policy
-from bias_audit.ranks import ALONE, RankGoneError, Ranks
-from bias_audit.records.results import AuditResult, AuditSummary, RecordError, SampleScores, Thumbnails
-from bias_audit.records.runs import PREVIOUS, read_run
-from bias_audit.redaction import described, without_secrets
-from bias_audit.riding import RideAlong
+from bias_audit.ranks import RankGoneError
+from bias_audit.records.errors import RecordError
+from bias_audit.records.results import AuditResult, AuditSummary, SampleScores, Thumbnails
+from bias_audit.redaction import described
 from bias_audit.rng import preserved_rng
+from bias_audit.stages.riding import RideAlong
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -92,9 +101,11 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
     Example:
         >>> from bias_audit.data.scenes import scene_dataset
         >>> audit_set = scene_dataset({("doctor", "female"): 4, ("nurse", "male"): 4}, seed=0)
-        >>> trainer = pytorch_lightning.Trainer(
-        ...     callbacks=[BiasAuditCallback(audit_set)], logger=False, barebones=False, enable_checkpointing=False
-        ... )  # doctest: +SKIP
+        >>> policy = {"rules": [{"metric": "verdict", "region": "spurious", "forbid": "reliance"}]}
+        >>> callback = BiasAuditCallback(audit_set, policy, every_n_epochs=5)
+        >>> trainer = pytorch_lightning.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> callback in trainer.callbacks
+        True
     """
 
     def __init__(
@@ -118,13 +129,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         thumbnails: Thumbnails = True,
     ) -> None:
         super().__init__()
-        schedules = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "every": every}
-        given = [key for key, value in schedules.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"expected one schedule, got {' and '.join(given)}: keep one of them")
-        for key, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps), ("keep", keep)):
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
+        self.schedule = Schedule.of(every_n_epochs, every_n_steps, every)
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         for key, choice, choices in (("on_violation", on_violation, OnViolation), ("on_error", on_error, OnError)):
             if choice not in get_args(choices):
                 raise ValueError(f"unknown {key} {choice!r}: expected one of {', '.join(get_args(choices))}")
@@ -134,13 +141,9 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             raise ValueError(
                 "wandb=True is ambiguous: leave it out to use the Trainer's WandbLogger, or give a mapping"
             )
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.every = timedelta(**every) if isinstance(every, Mapping) else every
-        if self.every is not None and self.every <= timedelta(0):
-            raise ValueError(f"every must be longer than nothing, got {self.every}")
         if isinstance(audit_set, str) and audit_set != "validation":
             raise ValueError(f'expected an AuditDataset or "validation" as audit set, got {audit_set!r}')
-        self.plan, self.policy = plan, Policy.load(policy)
+        self.plan, self.policy = plan, read_policy(policy).policy
         self.training, self.thumbnails = training, thumbnails
         self._auditor = (
             None if isinstance(audit_set, str) else Auditor(audit_set, plan, self.policy, training, thumbnails)
@@ -152,25 +155,27 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self.on_violation, self.on_error, self.reference = on_violation, on_error, reference
         self.name, self.dirpath = name, None if dirpath is None else Path(dirpath)
         self.keep = keep
+        self._wandb, self._more_sinks = wandb, tuple(sinks)
+        self._trainer: ref[Trainer] | None = None
+        self._loaded: tuple[int | None, int | None] = None, None
+        self._broken_off = False
+        self._steps_seen, self._clock, self._audited_epoch = 0, time.monotonic(), -1
+        self._warned: frozenset[str] = frozenset()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing of a training: neither its run directory nor its audits."""
         self.run_dir: Path | None = None
         self.last_result: AuditResult | None = None
-        self._wandb, self._more_sinks = wandb, tuple(sinks)
         self._sinks: FanOut | None = None
         self._reference_scores: SampleScores | None = None
         self._previous: AuditSummary | None = None
-        self._resume: tuple[Path, int] | None = None
+        self._earlier: Earlier | None = None
         self._last_step = -1
-        self._steps_seen = 0
-        self._trainer: ref[Trainer] | None = None
         self._saver: Any = None
         self._best: tuple[str, Any] = ("", None)
         self._best_step: int | None = None
         self._run_id = ""
-        self._loaded: tuple[int | None, int | None] = None, None
-        self._broken_off = False
-        self._clock = time.monotonic()
-        self._audited_epoch = -1
-        self._warned: frozenset[str] = frozenset()
 
     @property
     def auditor(self) -> Auditor:
@@ -204,7 +209,8 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         trainer = self._trainer() if self._trainer is not None else None
         # A checkpoint that is only validated or tested does not change what was seen of the training.
         if state and (trainer is None or trainer.state.fn == "fit"):
-            self._resume, self._run_id = (Path(state["run_dir"]), state["step"]), state.get("run_id", "")
+            self._run_id = state.get("run_id", "")
+            self._earlier = Earlier(Path(state["run_dir"]), state["step"], self._run_id)
             self._last_step = state["step"]
             self._steps_seen = state["steps_seen"]
             self._clock = time.monotonic() - state["seconds_since_audit"]
@@ -220,9 +226,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._broken_off, self._loaded = False, (None, None)
         if self._trainer is None or self._trainer() is not trainer:
             self._trainer = ref(trainer)
-            self.run_dir, self.last_result, self._sinks = None, None, None
-            self._reference_scores, self._previous, self._resume, self._last_step = None, None, None, -1
-            self._saver, self._best, self._best_step, self._run_id = None, ("", None), None, ""
+            self._forget()
             if self._from_validation:
                 # Another Trainer validates on a set of its own.
                 self._auditor, self._riding, self._ridden = None, True, False
@@ -231,14 +235,14 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         """Audit the untrained model, unless training was resumed."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._saver = _saver(trainer)
+        self._saver = saver_of(trainer)
         if self._saver is not None:
             # What a resumed training brings along is in its records.
             self._best = self._saver.best_model_path, self._saver.best_model_score
         self._take_up(trainer, pl_module)
         if self.reference and self._reference_scores is None:
             self._audit(trainer, pl_module, "reference")
-        if self._resume is None:
+        if self._earlier is None:
             self._clock, self._steps_seen = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -247,20 +251,19 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Audit every n steps or every interval of time."""
-        # `global_step % n` would repeat under accumulation and skip under manual optimization.
-        if self.every_n_steps and trainer.global_step // self.every_n_steps > self._steps_seen // self.every_n_steps:
+        if self.schedule.after_steps(self._steps_seen, trainer.global_step):
             self._audit(trainer, pl_module, "step")
-        if self.every is not None:
-            due = time.monotonic() - self._clock >= self.every.total_seconds()
-            # The ranks' clocks differ; all must do the same.
-            if trainer.strategy.broadcast(due):
-                self._audit(trainer, pl_module, "time")
+        # The ranks' clocks differ; all must do the same.
+        if self.schedule.every is not None and trainer.strategy.broadcast(
+            self.schedule.after_time(time.monotonic() - self._clock)
+        ):
+            self._audit(trainer, pl_module, "time")
         self._steps_seen = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ride along with this validation, if an audit follows it and its batches carry the regions."""
         self._ride = None
-        if self._riding and trainer.state.fn == "fit" and self._due_after_validation(trainer):
+        if self._riding and trainer.state.fn == "fit" and self.schedule.after_validation(trainer):
             if self.run_dir is None:
                 self._take_up(trainer, pl_module)
             self._ride = self._ride_along(trainer, pl_module)
@@ -277,20 +280,20 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit after each validation, or after the last of every n-th epoch."""
-        trigger = self._due_after_validation(trainer)
+        trigger = self.schedule.after_validation(trainer)
         if trigger:
             self._audit(trainer, pl_module, trigger)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit after an epoch without validation."""
-        no_validation = self._by_validation and not trainer.enable_validation
-        if no_validation or (self._epoch_is_due(trainer) and self._audited_epoch != trainer.current_epoch):
+        no_validation = self.schedule.by_validation and not trainer.enable_validation
+        if no_validation or (self.schedule.after_epoch(trainer) and self._audited_epoch != trainer.current_epoch):
             self._audit(trainer, pl_module, "epoch")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the weights that training ends with, unless the last audit saw them and carried no evidence on."""
         last = self.last_result
-        averaged_since = last is not None and self._weights(trainer, "end") == "ema" != last.weights
+        averaged_since = last is not None and weights_in(trainer, self, "end") == "ema" != last.weights
         carries = last is not None and any(e.age for e in last.estimates)
         if last is None or last.step != trainer.global_step or averaged_since or carries:
             self._audit(trainer, pl_module, "end")
@@ -301,7 +304,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where nothing was left to train: Lightning then calls no hook in which an audit could be made."""
-        nothing_trained = self._resume is not None and self.run_dir is None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        nothing_trained = self._earlier is not None and self.run_dir is None and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if nothing_trained and trainer.is_global_zero:
             warnings.warn(
                 "bias-audit: the checkpoint is of a training that was over, so nothing was trained and nothing audited;"
@@ -340,28 +343,12 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
             self._best, self._best_step = (path, score), trainer.global_step
             self._sinks.best(self._best_step)
 
-    @property
-    def _by_validation(self) -> bool:
-        return self.every_n_epochs is None and self.every_n_steps is None and self.every is None
-
-    def _due_after_validation(self, trainer: Trainer) -> str:
-        """The trigger of the audit after the present validation; "" if there is none."""
-        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return ""
-        if trainer.state.fn == "validate":
-            return "validate"
-        if self._by_validation:
-            return "validation"
-        return "epoch" if self._epoch_is_due(trainer) and trainer.is_last_batch else ""
-
     def _ride_along(self, trainer: Trainer, pl_module: LightningModule) -> RideAlong | None:
-        shown = _validated(trainer)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[: callbacks.index(self)]
+        shown = validated(trainer)
         if trainer.world_size > 1:
             self._stop_riding(trainer, "each of several ranks sees a part of the validation only")
             return None
-        if any(base.__name__ == "WeightAveraging" for c in before for base in type(c).__mro__):
+        if lends_averages(trainer, self):
             self._stop_riding(
                 trainer, "a WeightAveraging before this callback takes its weights back before the audit is made"
             )
@@ -388,14 +375,6 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def _epoch_is_due(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-    def _is_final(self, trainer: Trainer, trigger: str) -> bool:
-        """Whether the weights are those that training ends with, as far as is known, or no training's at all."""
-        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs and trainer.is_last_batch
-        return trigger in ("end", "validate", "test") or (trigger in ("validation", "epoch") and last_epoch)
-
     def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run directory and open the sinks, and take the reference from a run that is resumed.
 
@@ -404,43 +383,35 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         """
         if trainer.state.fn != "fit":
             # A checkpoint that is only validated or tested does not continue the training that made it.
-            self._resume = self._best_step = None
-        scores, previous = None, None
-        with _all_ranks(trainer).together():
+            self._earlier = self._best_step = None
+        with all_ranks(trainer).together():
             # A logger may ask a server where it is, on the first rank only.
-            run_dir = self.dirpath or _log_dir(trainer) / self.name
+            run_dir = self.dirpath or log_dir(trainer) / self.name
             if self._auditor is None:
-                self._validated_set = _validated(trainer)
+                self._validated_set = validated(trainer)
                 self._auditor = Auditor(self._validated_set, self.plan, self.policy, self.training, self.thumbnails)
-            if self._resume is not None and trainer.is_global_zero:
+            if self._earlier is not None and trainer.is_global_zero:
                 try:
-                    run = read_run(self._resume[0])
-                    if self._run_id and run.manifest.run_id != self._run_id:
-                        # Another training has taken its place since, and has set it aside.
-                        self._resume = (run.path / PREVIOUS / self._run_id, self._resume[1])
-                        run = read_run(self._resume[0])
-                    self._run_id = run.manifest.run_id
-                    if run.audits and run.audits[0].trigger == "reference":
-                        scores = run.scores(0)
-                    before = (a for a in reversed(run.audits) if a.step <= self._resume[1] and a.trigger != "end")
-                    previous = next(before, None)
+                    self._earlier = earlier_run(self._earlier.path, self._earlier.step, self._earlier.run_id)
+                    self._run_id = self._earlier.run_id
                 except RecordError as error:
-                    self._resume = None
+                    self._earlier = None
                     warnings.warn(f"bias-audit: starts a new run, the one before is not there: {error}", stacklevel=2)
         # What is carried on decides what is measured, on all ranks alike, whichever of them can read the directory.
-        scores, previous, self._resume, run_dir = trainer.strategy.broadcast((scores, previous, self._resume, run_dir))
+        self._earlier, run_dir = trainer.strategy.broadcast((self._earlier, run_dir))
         # Whole, because a training may change its working directory.
         self.run_dir = run_dir.absolute()
         self.auditor.prepare(pl_module, trainer.precision_plugin.forward_context, ranks_of(trainer))
-        with _all_ranks(trainer).together():
+        with all_ranks(trainer).together():
             if trainer.is_global_zero and self._sinks is None:
                 with preserved_rng():
                     self._sinks = self._open_sinks(trainer, pl_module)
                     if self._best_step is not None:
                         # A run is gone on with from its last audit, and the best checkpoint may have come after that.
                         self._sinks.best(self._best_step)
-        self._reference_scores = scores or self._reference_scores
-        self._previous = previous or self._previous
+        if self._earlier is not None:
+            self._reference_scores = self._earlier.reference or self._reference_scores
+            self._previous = self._earlier.previous or self._previous
 
     def _audit(self, trainer: Trainer, pl_module: LightningModule, trigger: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -458,7 +429,7 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                 self._stop_riding(trainer, ride.reason)
             self._ridden = scored is not None
             with ExitStack() as shown:
-                with _all_ranks(trainer).together():
+                with all_ranks(trainer).together():
                     bar = trainer.progress_bar_callback if trainer.is_global_zero else None
                     progress = shown.enter_context(under_way(bar))
                 step, epoch = self._loaded
@@ -466,12 +437,12 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
                     pl_module,
                     step=trainer.global_step if step is None else step,
                     epoch=trainer.current_epoch if epoch is None else epoch,
-                    weights=self._weights(trainer, trigger),
+                    weights=weights_in(trainer, self, trigger),
                     trigger=trigger,
                     reference=self._reference_scores,
                     scored=scored,
                     # What training ends with is judged by interventions and a test of the methods on just that.
-                    previous=None if self._is_final(trainer, trigger) else self._previous,
+                    previous=None if is_final(trainer, trigger) else self._previous,
                     forward_context=trainer.precision_plugin.forward_context,
                     progress=progress,
                     ranks=ranks_of(trainer),
@@ -498,13 +469,13 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def _hand_over(self, trainer: Trainer, pl_module: LightningModule, result: AuditResult) -> None:
         # One set of numbers for all ranks: devices may round differently, and monitors must decide alike.
-        numbers: dict[str, float] = trainer.strategy.broadcast(monitored(result, self.name, _asked_for(trainer)))
+        numbers: dict[str, float] = trainer.strategy.broadcast(monitored(result, self.name, asked_for(trainer)))
         on_step = result.trigger in ("step", "time")
         if result.trigger not in ("reference", "end"):
             for key, number in numbers.items():
                 # Not to the loggers, which have it: Lightning would emit the value again at every later step.
                 pl_module.log(key, number, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1)
-        with _all_ranks(trainer).together() if self.on_error == "raise" else nullcontext():
+        with all_ranks(trainer).together() if self.on_error == "raise" else nullcontext():
             if self._sinks is not None:
                 # A sink may draw random numbers, for the name of a file, say.
                 with preserved_rng():
@@ -512,35 +483,10 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
 
     def _open_sinks(self, trainer: Trainer, model: nn.Module) -> FanOut:
         assert self.run_dir is not None
-        # The page before the loggers: when training ends it is done when they upload it.
-        sinks: list[Sink] = [
-            RunDirectorySink(),
-            ReportSink(),
-            *(s for logger in trainer.loggers for s in _sinks_of(logger)),
-        ]
-        if trainer.progress_bar_callback is not None:
-            sinks.append(ProgressBarSink(trainer.progress_bar_callback))
-        sinks += self._more_sinks
-        run = None
-        try:
-            run = None if self._wandb is False else _wandb_run(trainer, self._wandb)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            said = without_secrets(str(error))
-            warnings.warn(
-                f"bias-audit: no W&B run, training goes on without: {said}; the run directory has the audits, and "
-                f"`bias-audit dashboard push {self.run_dir} --project NAME --send` makes a W&B run of them",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if run is not None:
-            sinks.append(WandbSink(run, own=bool(self._wandb)))
-        # What works on a thread takes the interpreter from those after it.
-        sinks.sort(key=lambda sink: isinstance(sink, Background))
-        fan_out = FanOut(sinks, self.on_error)
-        resumed, step = self._resume or (None, 0)
+        sinks = sinks_for(trainer, self.run_dir, self._wandb, self._more_sinks, self.on_error)
+        fan_out, earlier = FanOut(sinks, self.on_error), self._earlier
         manifest, sheet = self.auditor.manifest(model), self.auditor.sheet
+        resumed, step = (None, 0) if earlier is None else (earlier.path, earlier.step)
         if resumed is None:
             self._run_id = manifest.run_id
         fan_out.start(Session(self.name, self.run_dir, manifest, sheet, resumed, step, self.keep))
@@ -574,92 +520,3 @@ class BiasAuditCallback(*_BASES):  # type: ignore[misc]
         self._warned = subjects
         if self.on_violation == "stop":
             trainer.should_stop = True
-
-    def _weights(self, trainer: Trainer, trigger: str) -> str:
-        """Which weights the model holds now.
-
-        A WeightAveraging lends its averaged weights to each validation and takes them back in its own hook at the end
-        of it, so that a callback before it in the list sees them; when training ends it leaves them in the model.
-        """
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        place = callbacks.index(self)
-        before, after = callbacks[:place], callbacks[place + 1 :]
-        lenders = before if trigger == "end" else after if trainer.validating else []
-        kinds = {"WeightAveraging", "StochasticWeightAveraging"} if trigger == "end" else {"WeightAveraging"}
-        averaged = any(base.__name__ in kinds for c in lenders for base in type(c).__mro__)
-        return "ema" if averaged else "raw"
-
-
-def ranks_of(trainer: Trainer) -> Ranks:
-    """The ranks that share an audit: all, where each has the whole model; else each makes it alone, with the others."""
-    shares = trainer.distributed_sampler_kwargs
-    return Ranks.every() if shares is not None and shares["num_replicas"] == trainer.world_size else ALONE
-
-
-def _all_ranks(trainer: Trainer) -> Ranks:
-    """All ranks, which go on or stop together, whether or not they share an audit."""
-    return Ranks.every() if trainer.world_size > 1 else ALONE
-
-
-def _validated(trainer: Trainer) -> AuditDataset:
-    """The audit set that the Trainer validates, or tests, on.
-
-    Raises:
-        ValueError: none of its DataLoaders has one, or several have.
-    """
-    loaders: list[Any] = tree_leaves([trainer.val_dataloaders, trainer.test_dataloaders])
-    found = {id(s): s for s in (getattr(loader, "dataset", None) for loader in loaders) if isinstance(s, AuditDataset)}
-    if len(found) != 1:
-        kinds = [type(getattr(loader, "dataset", None)).__name__ for loader in loaders if loader is not None]
-        raise ValueError(
-            'audit_set="validation" expects one validation DataLoader over an AuditDataset, got DataLoaders over '
-            f"{kinds}: make one with DataLoader(audit_set, collate_fn=AuditBatch.collate), or give the callback the set"
-        )
-    return next(iter(found.values()))
-
-
-def _asked_for(trainer: Trainer) -> list[str]:
-    """What the callbacks and schedulers say of the numbers they need: monitors, and patterns of file names."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    said = [getattr(c, name, None) for c in callbacks for name in ("monitor", "filename")]
-    said += [config.monitor for config in trainer.lr_scheduler_configs]
-    return [text for text in said if isinstance(text, str)]
-
-
-def _log_dir(trainer: Trainer) -> Path:
-    """Where the Trainer's first logger keeps this run's files; the default root where there is no logger."""
-    logger = trainer.loggers[0] if trainer.loggers else None
-    if logger is None:
-        return Path(trainer.default_root_dir)
-    if logger.log_dir:
-        return Path(logger.log_dir)
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
-
-
-def _saver(trainer: Trainer) -> Any:
-    """The first ModelCheckpoint that tells by a number which checkpoint is the best; None if there is none."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if "ModelCheckpoint" in _kinds(c) and c.monitor is not None), None)
-
-
-def _sinks_of(logger: Any) -> list[Sink]:
-    """Where one of the Trainer's loggers gets its results, by the name of its class: there are two packages of them."""
-    kinds = _kinds(logger)
-    if "MLFlowLogger" in kinds:
-        return [Background(MlflowSink(logger))]
-    if "TensorBoardLogger" in kinds:
-        return [LoggerSink(logger), Background(TensorBoardSink(logger))]
-    return [LoggerSink(logger)]
-
-
-def _kinds(thing: Any) -> set[str]:
-    return {base.__name__ for base in type(thing).__mro__}
-
-
-def _wandb_run(trainer: Trainer, options: bool | Mapping[str, Any] | None) -> Any:
-    """The W&B run to log to, if any."""
-    if options:
-        assert isinstance(options, Mapping)
-        return own_run(options)
-    loggers: list[Any] = [logger for logger in trainer.loggers if "WandbLogger" in _kinds(logger)]
-    return loggers[0].experiment if loggers else None

@@ -16,12 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bias_audit.callbacks.grids import grid
-from bias_audit.callbacks.sinks import Session, in_words, scalars
-from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
+from bias_audit.callbacks.scalars import in_words, scalars
+from bias_audit.callbacks.sinks import Session
+from bias_audit.records.files import AUDITS, PREVIOUS
+from bias_audit.records.panels import PANEL, WORST, fixed_panel, worst
 from bias_audit.records.results import AuditResult
-from bias_audit.records.runs import AUDITS, PREVIOUS, read_run
+from bias_audit.records.runs import read_run
 from bias_audit.report.shared import write_shared
-from bias_audit.terminal import text
+from bias_audit.wording import one_line
 
 # MLflow refuses a longer name of a metric. Longer tags it cuts, and more metrics it sends in parts.
 MOST_LETTERS = 250
@@ -81,7 +83,7 @@ class MlflowSink:
 
     def _tag(self, words: str) -> None:
         key = metric_key(self._session.name)
-        self._logger.experiment.set_tag(self._logger.run_id, key, text(words).plain)
+        self._logger.experiment.set_tag(self._logger.run_id, key, one_line(words))
 
 
 def metric_key(name: str) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from bias_audit.audit import Progress
-from bias_audit.callbacks.sinks import Session, in_words
+from bias_audit.callbacks.scalars import in_words
+from bias_audit.callbacks.sinks import Session
+from bias_audit.callbacks.trainer import kinds_of
+from bias_audit.progress import Progress, silent
 from bias_audit.records.results import AuditResult
-from bias_audit.terminal import text
+from bias_audit.wording import one_line
 
 UNDER_WAY = "Bias audit"
 
@@ -34,7 +36,7 @@ class ProgressBarSink:
 
     def write(self, result: AuditResult) -> None:
         """Print the line."""
-        if result.trigger != "reference" and _is_on(self._bar):
+        if not result.is_reference and _is_on(self._bar):
             _print(self._bar, f"{self._prefix}, {in_words(result)}")
 
     def fail(self, step: int, reason: str) -> None:
@@ -54,16 +56,12 @@ def under_way(bar: Any) -> AbstractContextManager[Progress]:
         ...     auditor.run(model, progress=progress)
     """
     if bar is not None and _is_on(bar):
-        kinds = _kinds(bar)
+        kinds = kinds_of(bar)
         if "TQDMProgressBar" in kinds:
             return _on_tqdm()
         if "RichProgressBar" in kinds and bar.progress is not None and bar.progress.live.is_started:
             return _on_rich(bar.progress)
-    return nullcontext(_nothing)
-
-
-def _nothing(done: int, of: int) -> None:
-    pass
+    return nullcontext(silent)
 
 
 @contextmanager
@@ -99,28 +97,24 @@ def _on_rich(progress: Any) -> Iterator[Progress]:
 
 
 def _print(bar: Any, words: str) -> None:
-    line = text(words)
-    kinds = _kinds(bar)
+    line = _encodable(one_line(words))
+    kinds = kinds_of(bar)
     if "RichProgressBar" in kinds:
         import rich
 
-        rich.get_console().print(_encodable(line.plain), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        rich.get_console().print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
     elif "TQDMProgressBar" in kinds:
         from tqdm.auto import tqdm
 
-        tqdm.write(_encodable(line.plain), file=sys.stdout)
+        tqdm.write(line, file=sys.stdout)
     else:
-        bar.print(_encodable(line.plain))
+        bar.print(line)
 
 
 def _encodable(line: str) -> str:
     """The line as the terminal can show it: a log file of another encoding would raise."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return line.encode(encoding, "replace").decode(encoding)
-
-
-def _kinds(bar: Any) -> set[str]:
-    return {base.__name__ for base in type(bar).__mro__}
 
 
 def _is_on(bar: Any) -> bool:

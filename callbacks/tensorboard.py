@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from bias_audit.callbacks.grids import grid, listing
-from bias_audit.callbacks.sinks import Session, in_words
-from bias_audit.overlays import PANEL, WORST, fixed_panel, worst
+from bias_audit.callbacks.scalars import in_words
+from bias_audit.callbacks.sinks import Session
+from bias_audit.records.panels import PANEL, WORST, fixed_panel, worst
 from bias_audit.records.results import AuditResult
-from bias_audit.terminal import text
+from bias_audit.wording import one_line
 
 
 class TensorBoardSink:
@@ -42,7 +43,7 @@ class TensorBoardSink:
                 picture = np.asarray(grid(session, result.scores, indices))
                 writer.add_image(f"{session.name}/overlays/{kind}", picture, result.step, dataformats="HWC")
         lines = [in_words(result)]
-        if result.trigger != "reference":
+        if not result.is_reference:
             lines += [f"{f.name}: {f.verdict}. {f.sentence}" for f in result.judgement.findings]
         for kind, indices in chosen.items():
             lines += ["", f"overlays/{kind}:", *listing(session, result.scores, indices)]
@@ -60,4 +61,4 @@ class TensorBoardSink:
 
 def _as_it_is(lines: list[str]) -> str:
     """Text that TensorBoard, which reads Markdown, shows letter by letter: four spaces in front make it a listing."""
-    return "\n".join(f"    {text(line).plain}" for line in lines)
+    return "\n".join(f"    {one_line(line)}" for line in lines)

@@ -17,7 +17,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 DOCS = Path(__file__).parent
-WIDTH, HEIGHT = 1280, 1000
+WIDTH = 1280
+# The first screen with the beginning of the findings; the controls with two rows of samples.
+PAGE_HEIGHT, REPLAY_HEIGHT = 760, 890
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        page = browser.new_page(viewport={"width": WIDTH, "height": PAGE_HEIGHT}, color_scheme="light")
         page.goto((options.run_dir / "report.html").resolve().as_uri())
         page.wait_for_selector("body[data-ready]")
         save(page.screenshot(), options.out / "page.png")
@@ -39,6 +41,7 @@ def main() -> None:
             "slider.dispatchEvent(new Event('input')); return last; }",
             options.audit,
         )
+        page.set_viewport_size({"width": WIDTH, "height": REPLAY_HEIGHT})
         page.locator("#samples").scroll_into_view_if_needed()
         page.locator("#samples").evaluate("section => section.scrollIntoView()")
         save(page.screenshot(), options.out / "replay.jpg")

@@ -20,16 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import Conv2dNormActivation
 
 from bias_audit import explain
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
-from bias_audit.overlays import overlay
+from bias_audit.overlays import overlay, side_by_side
 from bias_audit.stats import bootstrap_ratios, wilson
 
 KINDS = ("red disc", "green square", "blue triangle", "yellow cross", "purple diamond", "orange bar")
@@ -86,11 +87,11 @@ class Classifier(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *convolution(3, 16, size=5, stride=2),
+            Conv2dNormActivation(3, 16, kernel_size=5, stride=2),
             nn.MaxPool2d(2),
-            *convolution(16, 32),
-            *convolution(32, 48),
-            *convolution(48, 48),
+            Conv2dNormActivation(16, 32),
+            Conv2dNormActivation(32, 48),
+            Conv2dNormActivation(48, 48),
         )
         self.kinds = nn.Linear(48, len(KINDS))
 
@@ -109,11 +110,6 @@ class Classifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-    """A convolution, BatchNorm and ReLU."""
-    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def attack(model: nn.Module, images: Tensor, wanted: Tensor, epsilon: float, steps: int) -> Tensor:
@@ -231,22 +227,17 @@ def text(estimate: Estimate) -> str:
 
 def draw_maps(model: Classifier, kinds: Tensor, attacked: list[Tensor], path: Path) -> None:
     """A row per scene: for each strength the picture under what is predicted, and over it the map of its first kind."""
-    tile, margin = 192, 20
-    sheet = Image.new("RGB", (2 * len(attacked) * tile, len(kinds) * (tile + margin)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for column, images in enumerate(attacked):
+    rows: list[list[tuple[str, Image.Image]]] = [[] for _ in kinds]
+    for images in attacked:
         heatmaps = explain(model, images, target=kinds[:, 0], layer="features")
         certainty, predicted = heatmaps.outputs.softmax(dim=1).max(dim=1)
         for row, heat in enumerate(heatmaps.maps):
-            left, top = 2 * column * tile, row * (tile + margin)
             picture = Image.fromarray((images[row] * 255).byte().permute(1, 2, 0).numpy())
-            canvas.text((left + 4, top + 4), f"{KINDS[predicted[row]]} {certainty[row]:.2f}", fill="black")
-            canvas.text((left + tile + 4, top + 4), f"map of {KINDS[kinds[row, 0]]}", fill="black")
             shown = overlay(picture, (heat / heat.max().clamp_min(1e-30)).numpy())
-            for place, drawn in ((left, picture), (left + tile, shown)):
-                sheet.paste(drawn.resize((tile, tile)), (place, top + margin))
+            rows[row].append((f"{KINDS[predicted[row]]} {certainty[row]:.2f}", picture.resize(shown.size)))
+            rows[row].append((f"map of {KINDS[kinds[row, 0]]}", shown))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    side_by_side(rows, side=192).save(path)
 
 
 @dataclass(frozen=True)

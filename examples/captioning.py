@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import Conv2dNormActivation
 
 from bias_audit import Heatmaps, explain
 from bias_audit.attribution.targets import CaptionLogProbability, WordLogProbability
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
-from bias_audit.overlays import overlay
+from bias_audit.overlays import overlay, side_by_side
 from bias_audit.stats import wilson
 
 PEOPLE, THINGS = ("woman", "man", "child"), ("ball", "kite", "dog")
@@ -171,11 +172,11 @@ class Captioner(pl.LightningModule):
         # A last map of 16 x 16: what is explained should be no coarser than what is drawn. And no normalisation of its
         # averages: that would scale up features that hardly vary, and maps would show where those happen to be.
         self.features = nn.Sequential(
-            *convolution(3, 16, size=5, stride=2),
+            Conv2dNormActivation(3, 16, kernel_size=5, stride=2),
             nn.MaxPool2d(2),
-            *convolution(16, 32),
-            *convolution(32, 48),
-            *convolution(48, 48),
+            Conv2dNormActivation(16, 32),
+            Conv2dNormActivation(32, 48),
+            Conv2dNormActivation(48, 48),
         )
         self.embedding = nn.Embedding(len(WORDS), 32)
         self.lstm = nn.LSTM(32 + 48, 64, batch_first=True)
@@ -199,11 +200,6 @@ class Captioner(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-    """A convolution, BatchNorm and ReLU."""
-    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 @torch.no_grad()
@@ -312,21 +308,17 @@ def draw_maps(model: Captioner, scenes: Scenes, path: Path) -> None:
     """A row per scene: the picture under the network's caption, and the map of each word over it."""
     captions, maps = describe(model, scenes.images), explain_words(model, scenes).maps
     titles = ["{} (as first word)", "{} (as first word)", "{}", "whole caption"]
-    tile, margin = 256, 20
-    sheet = Image.new("RGB", (5 * tile, len(captions) * (tile + margin)), "white")
-    canvas = ImageDraw.Draw(sheet)
+    rows = []
     for row, image in enumerate(scenes.images):
         picture = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy())
-        top = row * (tile + margin)
-        canvas.text((4, top + 4), " ".join(WORDS[token] for token in captions[row, 1:-1]), fill="black")
-        sheet.paste(picture.resize((tile, tile)), (0, top + margin))
-        for column, place in enumerate((FIRST, SECOND, THING, THING)):
-            heat = maps[column, row] / maps[column, row].max().clamp_min(1e-30)
-            left = (column + 1) * tile
-            canvas.text((left + 4, top + 4), titles[column].format(WORDS[scenes.tokens[row, place]]), fill="black")
-            sheet.paste(overlay(picture, heat.numpy()), (left, top + margin))
+        words = " ".join(WORDS[token] for token in captions[row, 1:-1])
+        tiles = [(words, picture.resize((256, 256)))]
+        for title, heat, place in zip(titles, maps[:, row], (FIRST, SECOND, THING, THING), strict=True):
+            shown = overlay(picture, (heat / heat.max().clamp_min(1e-30)).numpy())
+            tiles.append((title.format(WORDS[scenes.tokens[row, place]]), shown))
+        rows.append(tiles)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    side_by_side(rows).save(path)
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,18 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import Conv2dNormActivation
 
 from bias_audit import Heatmaps, explain
 from bias_audit.attribution.targets import LogProbability, Target
 from bias_audit.localization import energy_share, enrichment, pointing_game, project_regions
-from bias_audit.overlays import overlay
+from bias_audit.overlays import overlay, side_by_side
 from bias_audit.stats import wilson
 
 SHAPES, COLOURS = ("circle", "square", "triangle", "cross"), ("red", "green", "blue", "yellow")
@@ -108,11 +109,11 @@ class Answerer(pl.LightningModule):
         super().__init__()
         # A last map of 16 x 16: what is explained should be no coarser than what is drawn.
         self.features = nn.Sequential(
-            *convolution(3, 16, size=5, stride=2),
+            Conv2dNormActivation(3, 16, kernel_size=5, stride=2),
             nn.MaxPool2d(2),
-            *convolution(16, 32),
-            *convolution(32, 48),
-            *convolution(48, 48),
+            Conv2dNormActivation(16, 32),
+            Conv2dNormActivation(32, 48),
+            Conv2dNormActivation(48, 48),
         )
         self.embedding = nn.Embedding(len(WORDS), 32)
         self.lstm = nn.LSTM(32, 64, batch_first=True)
@@ -143,11 +144,6 @@ class Answerer(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-    """A convolution, BatchNorm and ReLU."""
-    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def explain_answers(model: nn.Module, images: Tensor, questions: Tensor, answers: Tensor) -> Heatmaps:
@@ -246,21 +242,17 @@ def draw_maps(model: Answerer, scenes: Scenes, path: Path) -> None:
     asked = [ask(scenes.shapes[:, :2], scenes.colours[:, :2], of_colour) for of_colour in (True, False)]
     questions, answers = torch.cat([asked[0][0], asked[1][0]], dim=1), torch.cat([asked[0][1], asked[1][1]], dim=1)
     maps = explain_answers(model, scenes.images, questions, answers).maps
-    tile, margin = 256, 20
-    sheet = Image.new("RGB", (5 * tile, len(answers) * (tile + margin)), "white")
-    canvas = ImageDraw.Draw(sheet)
+    rows = []
     for row, image in enumerate(scenes.images):
         picture = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy())
-        top = row * (tile + margin)
-        sheet.paste(picture.resize((tile, tile)), (0, top + margin))
-        for column, heat in enumerate(maps[:, row], start=1):
-            question = " ".join(WORDS[word] for word in questions[row, column - 1]).removesuffix(" ?")
-            caption = f"{question}? {ANSWERS[answers[row, column - 1]]}"
-            canvas.text((column * tile + 4, top + 4), caption, fill="black")
-            shown = (heat / heat.max().clamp_min(1e-30)).numpy()
-            sheet.paste(overlay(picture, shown), (column * tile, top + margin))
+        tiles = [("", picture.resize((256, 256)))]
+        for question, answer, heat in zip(questions[row], answers[row], maps[:, row], strict=True):
+            asked_for = " ".join(WORDS[word] for word in question).removesuffix(" ?")
+            shown = overlay(picture, (heat / heat.max().clamp_min(1e-30)).numpy())
+            tiles.append((f"{asked_for}? {ANSWERS[answer]}", shown))
+        rows.append(tiles)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    side_by_side(rows).save(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Localised]:

@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 @pytest.fixture
 def without_page() -> Iterator[None]:
     """Trainings have no page drawn: it takes two seconds of another process, most of the time of so short a one."""
-    from benchmarks.soak.unchanged import drawing
+    from benchmarks.soak.pages import drawing
 
     with drawing(page=False):
         yield

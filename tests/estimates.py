@@ -7,13 +7,16 @@ which it can turn out under the default tolerances: an enrichment of 1, 0.05 of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from bias_audit.findings import Finding
+import pytest
+
 from bias_audit.policies.policy import Policy
-from bias_audit.terms import Estimate, Subjects
-from bias_audit.verdict import judge
+from bias_audit.terms import Estimate, Subjects, Verdict
+from bias_audit.verdicts.findings import Finding
+from bias_audit.verdicts.judgement import judge
 
 SUBJECTS = Subjects(
     (("coat", "object"), ("hair", "spurious"), ("wall", "context")),
@@ -25,6 +28,18 @@ NOT_ANNOTATED = Subjects(SUBJECTS.regions, (), SUBJECTS.classes)
 NO_CUE = Subjects((("coat", "object"),), SUBJECTS.attributes, SUBJECTS.classes)
 
 UNMEASURED = (None, None, None)
+# In how many ways evidence of a kind can turn out, at the least: see below for all of them.
+STATES = ("yes", "no", "unknown", "missing")
+WITHOUT_GROUP = (
+    "enrichment",
+    "removal_flips",
+    "control_flips",
+    "removal_effect",
+    "control_effect",
+    "removal_score",
+    "control_score",
+)
+OF_REGIONS = (*WITHOUT_GROUP, "removal_contrast", "region_probe_gain")
 
 
 def enrichment(value: Any, low: Any, high: Any, n: int = 50, region: str = "hair", **names: str) -> Estimate:
@@ -110,3 +125,24 @@ def found(estimates: Sequence[Estimate], subjects: Subjects = SUBJECTS, **policy
     """The findings by name, as they come with a judgement."""
     judgement = judge(estimates, subjects, Policy.model_validate(policy))
     return {finding.name: finding for finding in judgement.findings}
+
+
+def assert_readable(finding: Finding) -> None:
+    """Whether a finding's sentence is one, and says nothing that no person would."""
+    assert finding.sentence[0].isupper() and finding.sentence.endswith("."), finding.sentence
+    assert not re.search(r"None|\bnan\b|\binf\b|-0\.00|-0 %|  |\.\.|, but \.|; \.|^[.;,]", finding.sentence), finding
+    assert (finding.samples_to_settle is None) or finding.verdict is Verdict.INCONCLUSIVE
+
+
+def alike(one: Sequence[Estimate], other: Sequence[Estimate], off: float = 1e-5) -> None:
+    """Whether two audits estimated the same things and got the same numbers, but for rounding."""
+
+    def named(estimates: Sequence[Estimate]) -> dict[Any, Estimate]:
+        return {(e.metric, e.region, e.class_name, e.group, e.method): e for e in estimates}
+
+    first, second = named(one), named(other)
+    assert first.keys() == second.keys() and len(first) == len(one) == len(other)
+    for key, e in first.items():
+        assert (e.n, e.reason, e.age) == (second[key].n, second[key].reason, second[key].age), key
+        for a, b in zip((e.value, e.low, e.high), (second[key].value, second[key].low, second[key].high), strict=True):
+            assert a == b if a is None or b is None else a == pytest.approx(b, abs=off), key

@@ -22,10 +22,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policies.policy import Policy
+from bias_audit.records.files import AUDITS
 from bias_audit.records.results import AuditResult, ChangedPictures, Manifest, PackedMasks, SampleScores, SampleSheet
-from bias_audit.records.runs import AUDITS, RunDirectory
+from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 Array = npt.NDArray[Any]
 

@@ -28,10 +28,13 @@ from typer.testing import CliRunner
 from bias_audit import AuditDataset, AuditSample, Policy, audit_model, cli, read_run
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Misfit
 from bias_audit.data.declared import read_declared
-from bias_audit.data.formats import FORMATS, recognised, write_annotations
+from bias_audit.data.formats.known import FORMATS, recognised, write_annotations
+from bias_audit.data.sheet import describe
+from bias_audit.gate.compare import compare_runs
+from bias_audit.gate.gate import run_gate
 from bias_audit.records.results import RegionCount
-from bias_audit.report import render
 from bias_audit.report.facts import facts
+from bias_audit.report.page import render
 from bias_audit.terms import Verdict
 
 # Boxes as people draw them: with some of what lies around.
@@ -86,6 +89,8 @@ def test_boxes_alone_lead_to_the_gate(boxed: Path, tmp_path: Path, net: Any, ver
     ran = CliRunner().invoke(cli.app, ["gate", str(tmp_path)])
     assert ran.exit_code == code, ran.output
     said = "corner is on 140 of 160 images, on all of them as a box, which holds some of what lies around."
+    assert said in " ".join(ran.output.split()) and run_gate(run).caveats[1] == said
+    assert f"In A and B {said}" in compare_runs(run, run).notes
     shown = CliRunner().invoke(cli.app, ["show", str(tmp_path)])
     assert said in shown.output and "middle is on 160 of 160 images" in shown.output
     if not code:
@@ -155,7 +160,7 @@ def test_of_coco_the_box_is_taken_where_nothing_else_is_drawn(tmp_path: Path) ->
     assert torch.equal(masks[1], naive_box("2,2,8,8"))
     assert torch.equal(masks[2], naive_box("2,2,8,8") | naive_box("12,12,16,16"))
     assert [sample.boxed for sample in audit_set.samples] == [{"tie"}, set(), {"tie"}, set()]
-    assert audit_set.sheet()[2] == (RegionCount("tie", 1, 2, 1),)
+    assert describe(audit_set).annotated == (RegionCount("tie", 1, 2, 1),)
 
 
 def test_a_box_that_is_cut_out_makes_a_region_one_of_boxes(tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ def test_a_box_that_is_cut_out_makes_a_region_one_of_boxes(tmp_path: Path) -> No
     masks = audit_set.batch([0, 1]).masks[:, 0]
     assert torch.equal(masks[0], naive_box("2,2,8,8") & ~naive_box("4,4,24,24")) and torch.equal(masks[1], masks[0])
     assert [sample.boxed for sample in audit_set.samples] == [{"tie"}, set(), set(), set()]
-    assert audit_set.sheet()[2] == (RegionCount("tie", 1, 1, 2),)
+    assert describe(audit_set).annotated == (RegionCount("tie", 1, 1, 2),)
 
 
 def test_boxes_of_a_dataset_are_boxes_and_masks_are_not() -> None:
@@ -188,7 +193,7 @@ def test_boxes_of_a_dataset_are_boxes_and_masks_are_not() -> None:
     ]
     audit_set = AuditDataset.from_dataset(items, regions=["tie", "hair"], object=["tie"], spurious=["hair"])
     assert [sample.boxed for sample in audit_set.samples] == [{"tie"}, set(), set()]
-    assert audit_set.sheet()[2] == (RegionCount("tie", 2, 1, 0), RegionCount("hair", 2, 0, 1))
+    assert describe(audit_set).annotated == (RegionCount("tie", 2, 1, 0), RegionCount("hair", 2, 0, 1))
 
 
 def test_what_the_transform_cuts_off_is_absent() -> None:
@@ -200,8 +205,8 @@ def test_what_the_transform_cuts_off_is_absent() -> None:
         AuditSample(image, 1, {"tie": middle}, {}, "outlined"),
     ]
     audit_set = AuditDataset(samples, object=["tie"], transform=v2.CenterCrop(12))
-    assert audit_set.sheet()[2] == (RegionCount("tie", 1, 1, 1),)
-    assert audit_set.select([0, 2]).sheet()[2] == (RegionCount("tie", 1, 1, 0),)
+    assert describe(audit_set).annotated == (RegionCount("tie", 1, 1, 1),)
+    assert describe(audit_set.select([0, 2])).annotated == (RegionCount("tie", 1, 1, 0),)
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "masks"])
@@ -232,7 +237,7 @@ def test_the_same_boxes_in_any_format_are_the_same_audit_set(boxed: Path, tmp_pa
         ),
     ):
         assert torch.equal(audit_set.batch(range(12)).masks, wanted.batch(range(12)).masks)
-        assert audit_set.sheet()[2] == (RegionCount("middle", 0, 12, 0), RegionCount("corner", 0, 10, 2))
+        assert describe(audit_set).annotated == (RegionCount("middle", 0, 12, 0), RegionCount("corner", 0, 10, 2))
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("masks", "coco")])

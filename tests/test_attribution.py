@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from bias_audit import explain
-from bias_audit.attribution.capture import borrowed, capture
+from bias_audit.attribution.borrow import borrowed
+from bias_audit.attribution.capture import capture
 from bias_audit.attribution.layers import find_layer
 from bias_audit.attribution.targets import ClassLogit
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bias_audit import AuditDataset, Auditor, AuditPlan, AuditResult, AuditSample, audit_model, explain, read_run
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, scene_dataset
 from bias_audit.localization import LEVELS
-from bias_audit.policies.policy import Policy
+from bias_audit.policies.file import read_policy
 from bias_audit.terms import GROUP_METRICS, REMAINDER, Estimate, Outcome, Verdict
 
 SIZE = 32
@@ -472,7 +472,7 @@ def test_a_run_directory_reads_back_as_the_result(tmp_path: Path) -> None:
     manifest = run.manifest
     assert (manifest.model, manifest.layer, manifest.methods) == ("Net", "relu", METHODS)
     assert (manifest.target, manifest.sign, manifest.seed) == ("squares", "absolute", 4)
-    assert manifest.subjects == audit_set.subjects and manifest.policy == Policy.load(policy)
+    assert manifest.subjects == audit_set.subjects and manifest.policy == read_policy(policy).policy
     assert (manifest.samples_available, manifest.samples_audited) == (12, 12)
     assert run.sheet().ids == audit_set.ids and len(run.sheet().thumbnails) == 12
 

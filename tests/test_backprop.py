@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bias_audit.attribution.backprop import deconvolution, guided_backprop, guided_gradcam
+from bias_audit.attribution.borrow import borrowed
 from bias_audit.attribution.cam import SIGNS, Sign, gradcam
-from bias_audit.attribution.capture import borrowed, capture
+from bias_audit.attribution.capture import capture
 from bias_audit.attribution.targets import ClassLogit, Target, predicted_logit
 
 METHODS = {"guided": guided_backprop, "deconvolution": deconvolution}

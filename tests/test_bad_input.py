@@ -19,7 +19,7 @@ from bias_audit import AuditDataset, AuditPlan, AuditResult, AuditSample, audit_
 from bias_audit.data.metadata import Metadata
 from bias_audit.policies.policy import Policy
 from bias_audit.terms import PROBE_METRICS, Estimate, Outcome, Verdict
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 SIDE = 16
 GENDERS = ("female", "male")

@@ -23,15 +23,19 @@ from synthetic import make_run
 from bias_audit.evidence.performance import performance
 from bias_audit.evidence.proportions import largest_difference, minus, paired_difference
 from bias_audit.gate import pairing
-from bias_audit.gate.baseline import Baseline, Regression, read_baseline, write_baseline
+from bias_audit.gate.baseline import Baseline
+from bias_audit.gate.baseline_file import read_baseline, write_baseline
+from bias_audit.gate.columns import SampleColumns
 from bias_audit.gate.compare import compare_runs
 from bias_audit.gate.gate import run_gate
-from bias_audit.gate.pairing import SampleColumns
+from bias_audit.gate.regressions import Regression, beside
 from bias_audit.policies.policy import Policy, Rule
 from bias_audit.records.arrays import npz_bytes
+from bias_audit.records.errors import RecordError
 from bias_audit.records.history import Change
-from bias_audit.records.results import AuditResult, RecordError
-from bias_audit.records.runs import Run, RunDirectory, read_run
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
 from bias_audit.stats import wilson
 from bias_audit.terms import Estimate, Outcome
 
@@ -64,8 +68,8 @@ def worse(metric: str, most: float = 0.1, op: str = "<=", **names: Any) -> dict[
 
 def regressions(now: Run, before: Baseline, *contents: dict[str, Any], **policy: Any) -> list[Regression]:
     asked = rules(*contents, **policy)
-    beside = before.beside(now, asked)
-    return [found for rule in asked.rules for found in beside.regressions(rule, -1)]
+    pair = beside(before, now, asked)
+    return [found for rule in asked.rules for found in pair.regressions(rule, -1)]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +176,7 @@ def test_doubtful_evidence_makes_no_baseline(
 def test_a_partial_audit_makes_no_baseline(run: Callable[..., Run], tmp_path: Path) -> None:
     source = run(**CLEAN)
     partial = replace(source, manifest=source.manifest.model_copy(update={"samples_audited": 90}))
-    with pytest.raises(RecordError, match="its last audit is partial: it holds 60 of 90 samples"):
+    with pytest.raises(RecordError, match="is partial: it holds 60 of 90 samples"):
         Baseline.of_run(partial)
 
 
@@ -199,7 +203,7 @@ def test_a_baseline_of_another_audit_is_refused(
     options: dict[str, Any], words: str, run: Callable[..., Run], file: Path
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)) as raised:
-        read_baseline(file).beside(run(samples=8, **options), rules(worse("accuracy")))
+        beside(read_baseline(file), run(samples=8, **options), rules(worse("accuracy")))
     assert str(raised.value).startswith(f"baseline {file}: is of another audit than ")
 
 
@@ -209,6 +213,18 @@ def test_the_gate_says_every_difference_in_one_line(run: Callable[..., Run], fil
     done = bias_audit("gate", other, "--policy", tmp_path / "audit.yaml", "--baseline", file)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "its layer: layer4.1, this run's: layer3; its sign: positive, this run's: absolute" in done.stderr
+
+
+def test_averaged_weights_are_not_compared_with_raw_ones(run: Callable[..., Run], file: Path) -> None:
+    now = run(**CLEAN, seed=1)
+    averaged = replace(now, audits=tuple(replace(audit, weights="ema") for audit in now.audits))
+    policy = rules(worse("accuracy", op=">="), worse("enrichment", region="hair", most=3.0))
+    (like,) = {check.check.outcome for check in run_gate(now, policy, baseline=read_baseline(file)).checks}
+    result = run_gate(averaged, policy, baseline=read_baseline(file))
+    assert (like, result.outcome) == (Outcome.HELD, Outcome.INCONCLUSIVE)
+    for found in result.checks:
+        assert found.check.outcome is Outcome.INCONCLUSIVE
+        assert "the baseline is of raw weights and this audit of ema weights" in found.check.message
 
 
 def test_methods_in_another_order_are_the_same(run: Callable[..., Run], file: Path) -> None:
@@ -255,7 +271,7 @@ def test_a_file_says_what_its_run_says(run: Callable[..., Run], tmp_path: Path) 
     directory.end()
     size = write_baseline(Baseline.of_run(read_run(tmp_path / "aged")), tmp_path / "aged.jsonl")
     both = [read_baseline(tmp_path / name) for name in ("aged", "aged.jsonl")]
-    asked = [worse("removal_flips", region="hair"), worse("iou", region="coat", op=">=", group="gender")]
+    asked = [worse("removal_flips", region="hair"), worse("energy_share", region="coat", op=">=", group="gender")]
     now = run(removal={"hair": 0.2}, run_id="now")
     one, other = (regressions(now, baseline, *asked) for baseline in both)
     assert one == other and one[0].pairs == 60 and one[0].before is not None and one[0].before.age == 1
@@ -425,7 +441,10 @@ def test_an_amount_moves_as_its_number_does() -> None:
 
 def test_many_images_are_not_resampled(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     def intervals() -> list[Change]:
-        asked = [worse("enrichment", region="hair", **{"class": "each"}), worse("iou", region="face", group="gender")]
+        asked = [
+            worse("enrichment", region="hair", **{"class": "each"}),
+            worse("energy_share", region="face", group="gender"),
+        ]
         return [one.worse for one in regressions(run(), Baseline.of_run(run(**CLEAN)), *asked)]
 
     resampled = intervals()
@@ -575,7 +594,7 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
 
 def test_reading_a_baseline_needs_no_arrays(file: Path) -> None:
     script = (
-        "import sys\nfrom bias_audit.gate.baseline import read_baseline\n"
+        "import sys\nfrom bias_audit.gate.baseline_file import read_baseline\n"
         f"assert len(read_baseline({str(file)!r}).estimates) > 100\n"
         "heavy = {'numpy', 'scipy', 'torch', 'wandb', 'pytorch_lightning'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

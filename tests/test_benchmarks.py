@@ -41,7 +41,7 @@ from benchmarks.results import Block, Machine, Results, checks
 from benchmarks.timing import Contender, Interval, Series, alternate, median_interval, nothing, ratios
 from benchmarks.workloads import SPECS, Spec, Workload, make_workload, random_model, tokens_as_map
 from bias_audit import AuditPlan, explain, read_run
-from bias_audit.attribution.capture import borrowed
+from bias_audit.attribution.borrow import borrowed
 from bias_audit.attribution.layers import find_layer
 from bias_audit.data.samples import AuditBatch
 

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from training import Net, audit_set, fit, loader, trainer
 
-from benchmarks.soak.unchanged import drawing
+from benchmarks.soak.pages import drawing
 from bias_audit import AuditPlan, read_run, run_gate
 from bias_audit.callbacks import BiasAuditCallback, BiasViolation
 from bias_audit.records.results import AuditResult

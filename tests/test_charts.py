@@ -31,15 +31,19 @@ from bias_audit.evidence.association import association
 from bias_audit.evidence.clusters import FEWEST
 from bias_audit.records.history import onsets
 from bias_audit.records.results import AuditResult, AuditSummary, SampleScores
-from bias_audit.records.runs import Run, RunDirectory, read_run
-from bias_audit.report import clusters, groups, render, write_report
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
+from bias_audit.report import clusters, groups
 from bias_audit.report.association import association_tables
-from bias_audit.report.charts import MOST_PANELS, Question, draw
+from bias_audit.report.charts import draw
 from bias_audit.report.facts import facts, glance
 from bias_audit.report.groups import FEWEST_IMAGES, grouped
-from bias_audit.report.marks import HEIGHT, MOST_CELLS, MOST_COLUMNS, WIDTH, Chart, method_name
+from bias_audit.report.marks import HEIGHT, MOST_CELLS, MOST_COLUMNS, WIDTH, Chart, Question
+from bias_audit.report.page import render, write_report
+from bias_audit.report.series import method_name
+from bias_audit.report.whom import MOST_PANELS
 from bias_audit.terms import Estimate, Verdict
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
 HOSTILE = "<script>alert(1)</script>"
@@ -565,7 +569,7 @@ def test_clusters_take_one_core_and_leave_other_threads_theirs(clustered: Run, m
 
 def test_a_page_with_clusters_needs_no_torch_and_one_without_no_sklearn(clustered: Run, biased: Run) -> None:
     code = (
-        "import sys\nfrom bias_audit.report import render\nfrom bias_audit.records.runs import read_run\n"
+        "import sys\nfrom bias_audit.report.page import render\nfrom bias_audit.records.runs import read_run\n"
         "page = render(read_run(sys.argv[1]))\nprint('torch' in sys.modules, 'sklearn' in sys.modules)"
     )
     runs = {clustered.path: "False True", biased.path: "False False"}

@@ -22,7 +22,8 @@ from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model
 from bias_audit.cli import main
 from bias_audit.data.tables import Row
 from bias_audit.records.runs import read_run
-from bias_audit.regions.choose import BALANCE, Lead, choose, unexplained
+from bias_audit.regions.choose import BALANCE, choose
+from bias_audit.regions.leads import Lead, unexplained
 
 PLAN = AuditPlan(methods=("gradcam",), fitness_samples=0, intervention_samples=0)
 PER_CLASS = 60
@@ -255,8 +256,11 @@ def test_the_command_writes_a_table_of_labels(
     before = out.read_bytes()
     assert command(monkeypatch, labels, "-n", 1, "-o", out) == 2 and out.read_bytes() == before
     assert "give --force" in capsys.readouterr().err
-    assert command(monkeypatch, labels, "-n", 13, "--annotated", drawn, "--run", run_dir, "-o", out, "--force") == 0
+    again = ("--annotated", drawn, "--from", "coco", "--run", run_dir, "-o", out, "--force")
+    assert command(monkeypatch, labels, "-n", 13, *again) == 0
     assert out.read_bytes() == before
+    assert command(monkeypatch, labels, "-n", 13, "--from", "coco", "-o", out, "--force") == 2
+    assert "goes with --annotated" in capsys.readouterr().err and out.read_bytes() == before
 
 
 def test_columns_to_balance_by(

@@ -22,9 +22,11 @@ from action import ACTION, ROOT, run_action
 from synthetic import make_run
 
 from bias_audit.cli import main
-from bias_audit.gate.baseline import Baseline, write_baseline
+from bias_audit.gate.baseline import Baseline
+from bias_audit.gate.baseline_file import write_baseline
 from bias_audit.records.results import AuditResult
-from bias_audit.records.runs import RunDirectory, read_run
+from bias_audit.records.runs import read_run
+from bias_audit.records.writing import RunDirectory
 
 BIN = Path(sys.executable).parent
 GATE = ROOT / "docs" / "gate.md"
@@ -129,6 +131,10 @@ def situations(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     baseline = folder / "baseline.jsonl"
     write_baseline(Baseline.of_run(run), baseline)
     baseline.write_bytes(baseline.read_bytes().replace(b'"n":24', b'"n":25', 1))
+    averaged = folder / "averaged"
+    directory = RunDirectory.create(averaged, run.manifest, run.sheet())
+    directory.append(AuditResult(**vars(run.audits[0]) | {"weights": "ema"}, scores=run.scores(0)))
+    directory.end()
     (folder / "empty").mkdir()
     return {
         "every rule holds": [runs("clean")],
@@ -171,6 +177,13 @@ def situations(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
             "--baseline",
             runs("other data"),
         ],
+        "a baseline of averaged weights (EMA), an audit of raw ones, or the other way round": [
+            runs("clean"),
+            "--policy",
+            regression,
+            "--baseline",
+            averaged,
+        ],
         "a file of the run is damaged or edited": [damaged],
         "a baseline that was edited": [runs("clean"), "--policy", regression, "--baseline", baseline],
         "a key of the policy is misspelt": [
@@ -185,6 +198,8 @@ def situations(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         ],
         "no such run": [folder / "absent"],
         "no such option": [runs("clean"), "--polcy", lax],
+        'an option without its value, as `--policy "$POLICY"` where that is empty': [runs("clean"), "--policy", ""],
+        "`--trust-checkpoint` without a checkpoint": [runs("clean"), "--trust-checkpoint"],
     }
 
 

@@ -24,7 +24,8 @@ from bias_audit.gate.compare import Comparison, Difference, compare_runs
 from bias_audit.overlays import overlay
 from bias_audit.policies.policy import Policy
 from bias_audit.records.results import AuditResult
-from bias_audit.records.runs import Run, RunDirectory, read_run
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
 from bias_audit.report.compare import MOST_IMAGES, render_comparison
 
 HOSTILE = "<script>alert(1)</script>"

@@ -15,7 +15,9 @@ from torchvision.transforms import v2
 
 from bias_audit import AuditDataset
 from bias_audit.data import declared as module
-from bias_audit.data.declared import imported, read_declared
+from bias_audit.data.declared import read_declared
+from bias_audit.data.sheet import describe
+from bias_audit.imports import imported
 
 OWN = """
 import sys
@@ -65,7 +67,7 @@ def test_a_folder_is_read_from_where_the_file_lies(planted: Path, monkeypatch: p
     )
     assert found.subjects == expected.subjects
     assert found.subjects.attributes == (("colour", ("blue", "red")),)
-    assert found.sheet()[1] == expected.sheet()[1]
+    assert describe(found).fingerprint == describe(expected).fingerprint
 
 
 def test_coco_is_read_with_all_it_takes(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_coco_is_read_with_all_it_takes(tmp_path: Path) -> None:
         classes=["petal", "leaf"],
         transform=v2.Resize([12]),
     )
-    assert found.sheet()[1] == wanted.sheet()[1]
+    assert describe(found).fingerprint == describe(wanted).fingerprint
     text = path.read_text()
     for old, new, message in (
         ("[plant]", "[\n  plant, animal]", r"line 6: object.flower.1: .*unknown category 'animal'"),

@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from bias_audit.attribution.borrow import borrowed
 from bias_audit.attribution.cam import FORMULAS, SIGNS, Sign, eigencam, gradcam_plusplus, layercam, xgradcam
-from bias_audit.attribution.capture import Capture, borrowed, capture
+from bias_audit.attribution.capture import Capture, capture
 from bias_audit.attribution.methods import METHODS
 from bias_audit.attribution.targets import ClassLogit
 

@@ -17,8 +17,9 @@ from synthetic import make_run
 
 from bias_audit.gate.gate import run_gate
 from bias_audit.policies.policy import Policy
-from bias_audit.records.results import RecordError
-from bias_audit.records.runs import AUDITS, MANIFEST, read_run
+from bias_audit.records.errors import RecordError
+from bias_audit.records.files import AUDITS, MANIFEST
+from bias_audit.records.runs import read_run
 from bias_audit.terms import Outcome
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
@@ -132,6 +133,11 @@ def test_wrong_usage() -> None:
         (("gate", "x", "--polcy", "y"), "--polcy"),
         (("gate",), "Missing argument"),
         (("gate", "x", "y"), "unexpected extra argument"),
+        # As a script writes it whose variable is not set.
+        (("gate", "x", "--policy", ""), "--policy: expected a value, got nothing"),
+        (("gate", "x", "--baseline="), "--baseline: expected a value, got nothing"),
+        (("gate", ""), "bias-audit: expected a value, got nothing"),
+        (("gate", "x", "--trust-checkpoint"), "there is no checkpoint to trust"),
     ):
         done = bias_audit(*arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from bias_audit import cli
-from bias_audit.gate.baseline import read_baseline, write_baseline
+from bias_audit.gate.baseline_file import read_baseline, write_baseline
 from bias_audit.policies.file import read_policy
-from bias_audit.records.runs import AUDITS, MANIFEST
+from bias_audit.records.files import AUDITS, MANIFEST
 
 FUZZED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 POLICY = """\

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from bias_audit.gate.gate import GateCheck, GateResult, no_evidence, run_gate
+from bias_audit.gate.gate import no_evidence, run_gate
+from bias_audit.gate.result import GateCheck, GateResult
 from bias_audit.policies.file import read_policy
-from bias_audit.records.runs import Run, RunDirectory, read_run
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import Estimate, Outcome
 
 HELD, VIOLATED, UNKNOWN = Outcome.HELD, Outcome.VIOLATED, Outcome.INCONCLUSIVE
@@ -226,7 +228,7 @@ def test_since_when(growing: Run) -> None:
     assert held.since is None and held.worst == ()
     # A break ends it.
     broken = replace(growing, audits=(*growing.audits[:4], replace(growing.audits[1], step=350), growing.audits[4]))
-    broken = replace(broken, _arrays=(*growing._arrays[:4], growing._arrays[1], growing._arrays[4]))
+    broken = replace(broken, _lines=(*growing._lines[:4], growing._lines[1], growing._lines[4]))
     assert only(run_gate(broken, rules(RULE))).since == 400
 
 
@@ -341,7 +343,7 @@ def test_an_explainer_that_failed_its_check_is_no_evidence(tmp_path: Path) -> No
 
 
 def test_a_regression_is_found_image_by_image(tmp_path: Path) -> None:
-    from bias_audit.gate.baseline import read_baseline
+    from bias_audit.gate.baseline_file import read_baseline
 
     clean = {"audits": 2, "samples": 80, "gap": 0.02, "spread": 0.02}
     before = make_run(tmp_path / "before", hair_enrichment=0.7, **clean)

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from bias_audit.findings import Finding
 from bias_audit.policies.policy import Policy, Tolerance
 from bias_audit.records.history import Change, Onset, onsets
 from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import read_run
 from bias_audit.stats import newcombe, wilson
 from bias_audit.terms import Estimate, Verdict
-from bias_audit.verdict import Judgement
+from bias_audit.verdicts.findings import Finding
+from bias_audit.verdicts.judgement import Judgement
 
 LETTERS = {"r": Verdict.RELIANCE, "s": Verdict.SUSPECTED, "c": Verdict.CLEARED, "i": Verdict.INCONCLUSIVE}
 NO_ONSET = (None, None)
@@ -80,7 +80,6 @@ def story(letters: str) -> Onset:
 def test_onset(letters: str, since: int | None, before: int | None) -> None:
     found = story(letters)
     assert (found.since, found.before) == (since, before)
-    assert found.avoidable is (None if since is None else before is not None)
     assert found.verdict_before is (None if before is None else LETTERS[letters[before // 100 - 1]])
     text = str(found)
     assert text.startswith("Region hair: ") and text.endswith(".") and "None" not in text

@@ -15,15 +15,17 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from test_records import assert_same, manifest, result, sheet, steps_of, tiny
+from recorded import assert_same, manifest, result, sheet, steps_of, tiny
 from training import audit_set, fit, trainer
 
 from benchmarks.soak.kill import at_file, die, kill_trainings
-from benchmarks.soak.unchanged import drawing
+from benchmarks.soak.pages import drawing
 from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
-from bias_audit.gate.gate import judge_source
-from bias_audit.records.runs import MANIFEST, PREVIOUS, Run, RunDirectory, read_run
+from bias_audit.records.files import MANIFEST, PREVIOUS
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
+from bias_audit.sources import judge_source
 
 
 @pytest.fixture

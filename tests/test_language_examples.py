@@ -6,8 +6,6 @@ learned nothing does not).
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,24 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from example_files import example
 from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
 from bias_audit.stats import newcombe
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 captioning, vqa, attack = example("captioning"), example("vqa"), example("attack")
 
@@ -87,7 +73,7 @@ def test_the_map_of_a_word_lies_on_what_it_names(captions: Any, out: Path) -> No
     for row in rows_of_people(captions.rows):
         assert row.on_other[2] < row.hits[1], row
         assert row.right_person[1] > 0.5, row
-    assert Image.open(out / "captioning" / "words.png").size == (5 * 256, 6 * 276)
+    assert Image.open(out / "captioning" / "words.png").size == (5 * 264, 6 * 276 + 8)
 
 
 @pytest.mark.slow
@@ -172,7 +158,7 @@ def test_the_map_of_an_answer_lies_on_what_was_asked_about(answers: Any, out: Pa
         assert row.on_other[2] < row.hits[1], row
         assert row.asked_thing[1] > 0.5, row
         assert row.moves[1] > 0.5, row
-    assert Image.open(out / "vqa" / "answers.png").size == (5 * 256, 6 * 276)
+    assert Image.open(out / "vqa" / "answers.png").size == (5 * 264, 6 * 276 + 8)
 
 
 @pytest.mark.slow
@@ -237,7 +223,7 @@ def test_maps_under_attack(attacked: Any, out: Path) -> None:
     for row in (before, fooled):
         assert row.hits[1] > row.chance
         assert row.right_thing[1] > 0.5
-    assert Image.open(out / "attack" / "attack.png").size == (4 * 192, 6 * 212)
+    assert Image.open(out / "attack" / "attack.png").size == (4 * 200, 6 * 212 + 8)
 
 
 def test_the_attack_keeps_within_epsilon_and_descends() -> None:

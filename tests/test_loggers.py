@@ -25,11 +25,13 @@ from training import Net, audit_set, fit, loader, trainer
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import Background, BiasAuditCallback, Session
 from bias_audit.callbacks.grids import TILE, grid, listing
-from bias_audit.callbacks.lightning import _sinks_of
+from bias_audit.callbacks.loggers import sinks_of
 from bias_audit.callbacks.mlflow import MlflowSink, metric_key
-from bias_audit.callbacks.sinks import FanOut, LoggerSink, in_words, scalars
+from bias_audit.callbacks.scalars import LoggerSink, in_words, scalars
+from bias_audit.callbacks.sinks import FanOut
 from bias_audit.callbacks.tensorboard import TensorBoardSink
-from bias_audit.overlays import fixed_panel, overlay
+from bias_audit.overlays import overlay
+from bias_audit.records.panels import fixed_panel
 from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import Run
 from bias_audit.terms import Estimate, Verdict
@@ -396,13 +398,13 @@ def test_a_logger_is_told_by_its_class_or_one_above_it(package: Any, tmp_path: P
         pass
 
     def kinds(logger: Any) -> list[Any]:
-        return [type(s.sink) if isinstance(s, Background) else type(s) for s in _sinks_of(logger)]
+        return [type(s.sink) if isinstance(s, Background) else type(s) for s in sinks_of(logger)]
 
     assert kinds(Own(tmp_path)) == kinds(loggers.TensorBoardLogger(tmp_path)) == [LoggerSink, TensorBoardSink]
     assert kinds(loggers.CSVLogger(tmp_path)) == [LoggerSink]
-    (slow,) = _sinks_of(mlflow_logger(store, package))
+    (slow,) = sinks_of(mlflow_logger(store, package))
     assert isinstance(slow, Background) and isinstance(slow.sink, MlflowSink)
-    assert [s.name for s in _sinks_of(Own(tmp_path))] == ["Own", "TensorBoard"]
+    assert [s.name for s in sinks_of(Own(tmp_path))] == ["Own", "TensorBoard"]
 
 
 class Wrapped(lp.LightningModule):

@@ -21,13 +21,16 @@ import torch
 from benchmarks.soak import long, scale
 from bias_audit import Auditor, AuditPlan, audit, read_run
 from bias_audit.evidence.attention import attention
-from bias_audit.findings import Finding
-from bias_audit.records.results import AuditResult, AuditSummary, RecordError
-from bias_audit.records.runs import AUDITS, MANIFEST, Run, RunDirectory, RunReader
+from bias_audit.records.errors import RecordError
+from bias_audit.records.files import AUDITS, MANIFEST
+from bias_audit.records.results import AuditResult, AuditSummary
+from bias_audit.records.runs import Run, RunReader
+from bias_audit.records.writing import RunDirectory
 from bias_audit.report import samples as viewer
-from bias_audit.report import write_report
+from bias_audit.report.page import write_report
 from bias_audit.terms import Verdict
-from bias_audit.verdict import Judgement
+from bias_audit.verdicts.findings import Finding
+from bias_audit.verdicts.judgement import Judgement
 from tests.synthetic import make_run
 from tests.training import Net, audit_set
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from bias_audit.data.dataset import AuditDataset
 from bias_audit.data.metadata import Metadata
-from bias_audit.data.samples import AuditDataset, AuditSample
+from bias_audit.data.samples import AuditSample
 from bias_audit.terms import Subjects
 
 SUBJECTS = Subjects((), (("gender", ("female", "male")),), ("doctor", "nurse"))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bias_audit import explain
+from bias_audit.attribution.borrow import borrowed
 from bias_audit.attribution.cam import FORMULAS, SIGNS, Sign, eigencam
-from bias_audit.attribution.capture import borrowed
 from bias_audit.attribution.methods import METHODS, Method, find_method
 from bias_audit.attribution.pooled import cam
 from bias_audit.attribution.score import scorecam

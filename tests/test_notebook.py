@@ -19,7 +19,8 @@ from PIL import Image
 from synthetic import make_run
 
 from bias_audit import Auditor
-from bias_audit.overlays import most_looked, overlay
+from bias_audit.overlays import overlay
+from bias_audit.records.panels import most_looked
 from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import Run, read_run
 from bias_audit.terms import Verdict
@@ -189,7 +190,7 @@ def test_what_is_imported_and_what_is_missing(run: Run) -> None:
 import sys
 from bias_audit.records.runs import read_run
 from bias_audit.records.results import AuditResult
-import bias_audit.findings
+import bias_audit.verdicts.findings
 heavy = {{"torch", "numpy", "markupsafe", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy
 run = read_run({str(run.path)!r})

@@ -24,17 +24,21 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from synthetic import make_run
 
-from bias_audit.gate.baseline import read_baseline
-from bias_audit.gate.gate import GateCheck, GateResult, no_evidence, run_gate
-from bias_audit.outputs import FORMATS, Destination, defused, destinations, render, write
+from bias_audit.gate.baseline_file import read_baseline
+from bias_audit.gate.gate import no_evidence, run_gate
+from bias_audit.gate.result import GateCheck, GateResult
+from bias_audit.gate.rows import rows
+from bias_audit.outputs.destinations import Destination, defused, destinations, write
+from bias_audit.outputs.formats import FORMATS, render
 from bias_audit.outputs.github import SUMMARY_BYTES, write_step_summary
 from bias_audit.outputs.json_report import schema_text
 from bias_audit.outputs.markdown import COMMENT_BYTES, render_markdown
-from bias_audit.outputs.rows import rows
+from bias_audit.records.results import RegionCount
 from bias_audit.records.runs import Run, read_run
-from bias_audit.terminal import print_gate, shortened
+from bias_audit.terminal.gate import print_gate
 from bias_audit.terms import Estimate, Outcome
-from bias_audit.verdict import Check
+from bias_audit.verdicts.judgement import Check
+from bias_audit.wording import shortened
 
 ROOT = Path(__file__).parents[1]
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
@@ -422,6 +426,14 @@ def test_a_change_from_the_baseline_is_said_in_each_format(runs: dict[str, Run],
     # Without the baseline it is open, and why is said.
     alone = run_gate(runs["biased"], policy)
     assert alone.exit_code == 3 and "no baseline" in squeezed(render(alone, "human"))
+
+
+def test_each_format_says_which_areas_are_boxes(results: dict[str, GateResult]) -> None:
+    caveat = RegionCount("hair", outlined=40, boxed=8, absent=2).caveat
+    result = replace(results["biased"], caveats=(caveat,))
+    assert json.loads(render(result, "json"))["caveats"] == [caveat]
+    for format in ("human", "markdown", "junit"):
+        assert caveat in squeezed(render(result, format)) and caveat not in squeezed(render(results["biased"], format))
 
 
 # For a pull request

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ from bias_audit import AuditDataset, AuditPlan, Policy, audit_model, read_run, r
 from bias_audit.attribution import cam
 from bias_audit.attribution.cam import Sign
 from bias_audit.callbacks import BiasAuditCallback
-from bias_audit.callbacks.wandb_keys import Keys
+from bias_audit.callbacks.wandb.keys import Keys
 from bias_audit.data.declared import read_declared
 from bias_audit.gate.baseline import Baseline
 from bias_audit.gate.compare import compare_runs
+from bias_audit.gate.policy_check import check_policy, in_words
 from bias_audit.headlines import headlines
 from bias_audit.localization import ProjectedRegions, Scored, energy_share
-from bias_audit.policies.check import check_policy, in_words
 from bias_audit.policies.file import read_policy
 from bias_audit.records.results import SampleScores
-from bias_audit.report import render
 from bias_audit.report.compare import render_comparison
+from bias_audit.report.page import render
 from bias_audit.terms import Estimate, Outcome, Subjects
 
 # The page's own code.
@@ -139,11 +140,21 @@ def test_what_does_not_fit_is_refused(audit_set: AuditDataset) -> None:
         AuditPlan(metrics=(hottest_cell, hottest_cell))
     with pytest.raises(ValueError, match=r"metrics: '<lambda>' stands twice or is no name"):
         AuditPlan(metrics=(lambda maps, regions: hottest_cell(maps, regions),))
+    with pytest.raises(ValueError, match=r"metrics: functools\.partial\(.*hottest_cell.* has no name"):
+        AuditPlan(metrics=(partial(hottest_cell),))
     with pytest.raises(ValueError, match=r"own\.unnamed: expected value and valid of shape \(2, 32, 3\)"):
         audit_model(clean(), audit_set, plan=AuditPlan(metrics=(unnamed,)))
     with pytest.raises(ValueError, match=r"expected a metric called own\.something, got 'accuracy'"):
         audit_model(clean(), audit_set, plan=AuditPlan(evidence=(misnamed,)))
     assert Policy.model_validate(POLICY).rules[0].metric == "own.hottest_cell"
+
+
+def test_a_rule_on_groups_of_an_own_map_metric_is_refused(audit_set: AuditDataset) -> None:
+    rule = {"metric": "own.hottest_cell", "region": "corner", "group": "colour=red", "op": "<=", "threshold": 0.5}
+    with pytest.raises(
+        ValueError, match=r"own\.hottest_cell.*is broken down to classes, not to groups: remove `group`"
+    ):
+        audit_model(clean(), audit_set, plan=AuditPlan(metrics=(hottest_cell,)), policy={"rules": [rule]})
 
 
 def without_flags(maps: Tensor, regions: ProjectedRegions) -> Tensor:

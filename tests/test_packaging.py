@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 import bias_audit
 
@@ -84,8 +85,10 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     seen = {
         alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bias_audit.")
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     assert seen == bias_audit._HOMES
@@ -115,4 +118,5 @@ def test_console_scripts(project: dict[str, Any]) -> None:
 def test_the_version_is_one(project: dict[str, Any]) -> None:
     from importlib.metadata import version
 
-    assert version("bias-audit") == project["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    assert version("bias-audit") == project["project"]["version"] == cited

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from bias_audit import AuditDataset, AuditPlan, AuditSample, audit_model
 from bias_audit.audit import Auditor
-from bias_audit.data.samples import thumbnail
+from bias_audit.data.sheet import thumbnail
 from bias_audit.evidence.changes import Changes
 from bias_audit.evidence.pictures import changed_pictures
 from bias_audit.evidence.removal import inpainted, widened
-from bias_audit.records.results import AuditResult, ChangedPictures, RecordError
-from bias_audit.records.runs import CHANGED, RunDirectory, read_run
+from bias_audit.records.errors import RecordError
+from bias_audit.records.files import CHANGED
+from bias_audit.records.results import AuditResult, ChangedPictures
+from bias_audit.records.runs import read_run
+from bias_audit.records.writing import RunDirectory
 
 SIDE, COUNT = 24, 10
 PLAN = AuditPlan(batch_size=4, fitness_samples=0, swaps={"gender": lambda sample, value: 255 - sample.image})

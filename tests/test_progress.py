@@ -22,8 +22,9 @@ from training import Net, audit_set, fit, loader, trainer
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.callbacks.progress import UNDER_WAY, ProgressBarSink, under_way
-from bias_audit.callbacks.sinks import in_words
+from bias_audit.callbacks.scalars import in_words
 from bias_audit.records.results import AuditResult
+from bias_audit.stages.scoring import score_batch
 from bias_audit.terms import Verdict
 
 # Two batches an audit, so that its bar moves.
@@ -99,16 +100,15 @@ def test_a_line_after_each_audit_and_a_bar_while_it_runs(
     bar = getattr(package.callbacks, kind)()
     audit = BiasAuditCallback(audit_set(), plan=PLAN, on_error="raise")
     halfway: list[list[str]] = []
-    score = audit.auditor.score
 
     def scored(*args: Any) -> Any:
         if len(calls) % 2:
             halfway.append(screen.rows())
         calls.append(1)
-        return score(*args)
+        return score_batch(*args)
 
     calls: list[int] = []
-    monkeypatch.setattr(audit.auditor, "score", scored)
+    monkeypatch.setattr("bias_audit.audit.score_batch", scored)
     # Without a sanity check, so that the audit before training comes before the bar.
     train(tmp_path, package, audit, bar, num_sanity_val_steps=0)
     expected = lines_for(tmp_path)
@@ -196,8 +196,7 @@ def test_an_audit_that_fails_takes_its_bar_away(kind: str, tmp_path: Path, monke
         def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             if not trainer.sanity_checking:
                 # From the second batch of the next audit on.
-                score = audit.auditor.score
-                monkeypatch.setattr(audit.auditor, "score", lambda *args: _second(calls, score, args))
+                monkeypatch.setattr("bias_audit.audit.score_batch", lambda *args: _second(calls, args))
 
     calls: list[int] = []
     audit = BiasAuditCallback(audit_set(), plan=PLAN)
@@ -208,11 +207,11 @@ def test_an_audit_that_fails_takes_its_bar_away(kind: str, tmp_path: Path, monke
     assert [row for row in screen.rows() if row.startswith("bias_audit")] == lines_for(tmp_path)
 
 
-def _second(calls: list[int], score: Any, args: tuple[Any, ...]) -> Any:
+def _second(calls: list[int], args: tuple[Any, ...]) -> Any:
     calls.append(1)
     if len(calls) == 2:
         raise MemoryError("no memory")
-    return score(*args)
+    return score_batch(*args)
 
 
 @pytest.mark.parametrize("kind", ["TQDMProgressBar", "RichProgressBar"])

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from bias_audit.cli import app
 from bias_audit.data.annotations import Annotation, Box
-from bias_audit.data.formats import read_annotations
+from bias_audit.data.formats.known import read_annotations
 from bias_audit.data.outlines import mask_of
 from bias_audit.regions.pictures import opened
 from bias_audit.regions.prompts import KINDS, load_prompts

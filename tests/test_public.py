@@ -14,8 +14,9 @@ from PIL import Image
 from torchvision import datasets
 
 from bias_audit.data.annotations import Misfit
+from bias_audit.data.dataset import AuditDataset
 from bias_audit.data.public import ALIGNED, FACE_REGIONS, celeba, face_regions, oxford_pets, waterbirds
-from bias_audit.data.samples import AuditDataset
+from bias_audit.data.sheet import describe
 
 # Where the aligned pictures have the eyes, the nose and the corners of the mouth.
 ALIKE = (69, 111, 108, 111, 88, 136, 72, 152, 105, 152)
@@ -100,7 +101,7 @@ def test_boxes_belong_to_the_pictures_as_they_were_found(wild: Path) -> None:
         assert torch.equal(box, expected & ~mouth) and mouth.any()
         points = torch.tensor([p + 20 + i for p in ALIKE], dtype=torch.float32).reshape(1, 5, 2)
         assert torch.equal(face, face_regions(points, size[::-1])["face"][0] & ~mouth)
-    assert {count.region: (count.boxed, count.absent) for count in found.sheet()[2]} == {
+    assert {count.region: (count.boxed, count.absent) for count in describe(found).annotated} == {
         "mouth": (0, 0),
         "box": (9, 0),
         "face": (0, 0),

@@ -298,6 +298,6 @@ def test_pytest_starts_as_fast_as_without(project: pytest.Pytester) -> None:
     )
     (project.path / "probe.py").write_text(PROBE)
     other = project.runpython_c(f"import sys; sys.argv[1:] = ['-k', 'test_other']\n{PROBE}")
-    assert other.ret == 0 and other.outlines[-1] == "[] ['bias_audit', 'bias_audit.pytest_plugin']"
+    assert other.ret == 0 and other.outlines[-1] == "[] ['bias_audit', 'bias_audit.lazily', 'bias_audit.pytest_plugin']"
     gate = project.runpython_c(f"import sys; sys.argv[1:] = ['-k', 'test_gate']\n{PROBE}")
     assert gate.ret == 1 and gate.outlines[-1].startswith("['numpy', 'pydantic', 'rich']")

@@ -15,8 +15,10 @@ from ranks_at_work import by_ranks, ends
 from torch.multiprocessing import start_processes
 from torch.multiprocessing.spawn import ProcessException
 
-from benchmarks.soak import ranks as soak
-from benchmarks.soak.ranks import PATIENCE_S, Team, Trained, Training, audited_again, recorded, train
+from benchmarks.soak.batches import moved_by_batch_size, scored_in_parts
+from benchmarks.soak.rank_trainings import Trained, Training, ridden, train
+from benchmarks.soak.ranks import audited_again, recorded
+from benchmarks.soak.team import PATIENCE_S, Team
 from bias_audit.callbacks.running import _raised_by_rank
 from bias_audit.gate.gate import Outcome, run_gate
 from bias_audit.records.runs import read_run
@@ -207,16 +209,16 @@ def test_a_rank_that_is_gone_ends_the_others(
 
 
 def test_what_follows_from_the_gradients_does_not_depend_on_the_batch() -> None:
-    assert soak.scored_in_parts(audited=9, sizes=(1, 2, 7)) == {1: (), 2: (), 7: ()}
+    assert scored_in_parts(audited=9, sizes=(1, 2, 7)) == {1: (), 2: (), 7: ()}
 
 
 def test_batch_sizes_move_the_model_s_own_rounding_only() -> None:
-    [moved] = soak.moved_by_batch_size(audited=12, sizes=(1, 7, 12), seeds=(0,))
+    [moved] = moved_by_batch_size(audited=12, sizes=(1, 7, 12), seeds=(0,))
     # As the model's logits do, in single precision: nothing that is counted or decided.
     assert moved.decided == () and 0 < moved.logit < 1e-5 and moved.most < 5e-3
 
 
 def test_workers_and_a_second_time_change_no_bit_of_the_records(tmp_path: Path) -> None:
-    runs = [soak.ridden(tmp_path / f"{n}", workers) for n, workers in enumerate((0, 2))]
+    runs = [ridden(tmp_path / f"{n}", workers) for n, workers in enumerate((0, 2))]
     one, other = (recorded(run) for run in runs)
     assert one == other

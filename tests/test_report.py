@@ -24,12 +24,13 @@ from PIL import Image
 from playwright.sync_api import Page
 from synthetic import make_run
 
-import bias_audit.report as report
 from bias_audit.policies.policy import Policy
 from bias_audit.records.runs import Run, read_run
-from bias_audit.report import render, write_report
-from bias_audit.report.charts import MOST_ROWS, thin
+from bias_audit.report import samples
+from bias_audit.report.marks import MOST_ROWS
+from bias_audit.report.page import render, write_report
 from bias_audit.report.samples import outline
+from bias_audit.report.series import thin
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -426,7 +427,7 @@ def test_a_page_that_is_too_small_for_all_shows_the_worst_and_some_of_every_kind
     assert f"{len(kept)} of 160 samples are in this page" in html
     assert len(base64.b64decode(re.search(r'id="data">(.*?)</script>', html)[1])) < 330_000  # type: ignore[index]
     scores = run.scores(9)
-    shares = np.nan_to_num(scores.values[0, :, :, [1, 2]]).sum(0).max(0)
+    shares = np.nan_to_num(scores.values[0, 0][:, [1, 2]]).max(1)
     effects = np.nan_to_num(scores.effects[2]).max(1)
     ids = {sample["id"] for sample in kept}
     for told in (shares, effects):
@@ -550,7 +551,7 @@ def test_a_report_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest
     def broken(run: Run, **_: bool) -> str:
         raise RuntimeError("out of paper")
 
-    monkeypatch.setattr(report, "render", broken)
+    monkeypatch.setattr("bias_audit.report.page.render", broken)
     with pytest.raises(RuntimeError, match="out of paper"):
         write_report(path)
 
@@ -558,7 +559,7 @@ def test_a_report_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest
         def encode(self, *_: str) -> bytes:
             return b"half a page"
 
-    monkeypatch.setattr(report, "render", lambda run, **_: Full())
+    monkeypatch.setattr("bias_audit.report.page.render", lambda run, **_: Full())
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(path)
@@ -596,7 +597,7 @@ def test_masks_of_padded_thumbnails_are_cut_to_their_picture(tmp_path: Path) -> 
     pages = {}
     for name, thumbnails in (("own", sheet.thumbnails), ("cut", (narrow.getvalue(), *sheet.thumbnails[1:]))):
         changed = type(sheet)(sheet.ids, sheet.labels, sheet.attributes, thumbnails, sheet.masks)
-        sample = report.samples._sample(changed, 0, np.ones(4, dtype=np.float32))
+        sample = samples._sample(changed, 0, np.ones(4, dtype=np.float32))
         pages[name] = sample
     assert pages["own"]["size"] == [96, 60] and pages["cut"]["size"] == [40, 50]
     assert pages["cut"]["outlines"] == [outline(mask[:50, :40]) for mask in sheet.masks[0]]
@@ -670,5 +671,5 @@ def test_a_report_says_what_was_removed(tmp_path: Path) -> None:
 
 
 def test_a_report_needs_no_torch() -> None:
-    code = "import sys, bias_audit.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, bias_audit.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

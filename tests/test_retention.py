@@ -11,8 +11,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from recorded import assert_same, manifest, result, sheet, steps_of, tiny, tree
 from synthetic import make_run
-from test_records import assert_same, manifest, result, sheet, steps_of, tiny, tree
 from training import audit_set, fit, trainer
 from typer.testing import CliRunner
 
@@ -20,12 +20,14 @@ from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.cli import app
 from bias_audit.gate.compare import compare_runs
-from bias_audit.gate.gate import judge_source
 from bias_audit.records import runs
-from bias_audit.records.results import MissingEvidenceError
-from bias_audit.records.runs import AUDITS, Run, RunDirectory, RunReader, read_run
-from bias_audit.report import render, write_report
+from bias_audit.records.errors import MissingEvidenceError
+from bias_audit.records.files import AUDITS
+from bias_audit.records.runs import Run, RunReader, read_run
+from bias_audit.records.writing import RunDirectory
 from bias_audit.report.compare import render_comparison
+from bias_audit.report.page import render, write_report
+from bias_audit.sources import judge_source
 from bias_audit.terms import Estimate
 
 EVERY = {"min_samples": 1, "rules": [{"metric": "accuracy", "at": "every", "min": 0.0, "on": "point"}]}
@@ -35,7 +37,7 @@ def held(run: Run) -> list[int]:
     """The steps of the audits that have their scores; their files, and no others, are there."""
     found = [i for i in range(len(run.audits)) if run.has_scores(i)]
     files = sorted(f"audits/{file.name}" for file in (run.path / "audits").iterdir())
-    assert files == sorted(str(run._arrays[i].arrays) for i in found)
+    assert files == sorted(str(run.array_file(i)) for i in found)
     return [run.audits[i].step for i in found]
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bias_audit import AuditDataset
-from bias_audit.attribution.capture import borrowed, capture
+from bias_audit.attribution.borrow import borrowed
+from bias_audit.attribution.capture import capture
 from bias_audit.attribution.ride import Rider, why_not
 from bias_audit.attribution.targets import ClassLogit
 from bias_audit.callbacks import BiasAuditCallback

@@ -23,7 +23,8 @@ from planted import biased, clean, save_checkpoint, write_planted
 from safetensors.torch import save_file
 
 from bias_audit import Auditor, AuditPlan, read_run
-from bias_audit.callbacks.running import RunOptions, _load, audit_checkpoint
+from bias_audit.callbacks.loading import load
+from bias_audit.callbacks.running import RunOptions, audit_checkpoint
 from bias_audit.cli import main, run
 from bias_audit.data.declared import read_declared
 from bias_audit.ranks import Ranks
@@ -218,8 +219,7 @@ def test_an_earlier_run_is_no_evidence_of_an_audit_that_fails(
 def test_weights_that_no_file_gives_are_drawn_by_the_seed() -> None:
     # Each rank makes the model itself.
     def weights(seed: int) -> torch.Tensor:
-        options = RunOptions("torchvision.models:squeezenet1_1", Path("audit.yaml"), Path("out"), seed=seed)
-        return next(_load(options).model.parameters()).detach()
+        return next(load("torchvision.models:squeezenet1_1", seed=seed).model.parameters()).detach()
 
     state = torch.get_rng_state()
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
@@ -311,8 +311,7 @@ def test_a_trusted_checkpoint_of_lightning_cli(command: Command, tmp_path: Path)
 )
 def test_weights_of_a_model_that_was_wrapped(planted: Path, tmp_path: Path, rename: Callable[[str], str]) -> None:
     torch.save({rename(name): value for name, value in biased().state_dict().items()}, tmp_path / "w")
-    options = RunOptions("own_models:Bare", planted / "audit.yaml", tmp_path / "out", weights=tmp_path / "w")
-    loaded = _load(options).model.state_dict()
+    loaded = load("own_models:Bare", weights=tmp_path / "w").model.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in biased().state_dict().items())
 
 
@@ -330,9 +329,8 @@ def test_weights_of_another_model_that_was_wrapped(planted: Path, tmp_path: Path
         ("Whole", bare, "w: does not fit Whole: it lacks body"),
     ):
         torch.save(content, tmp_path / "w")
-        options = RunOptions(f"own_models:{name}", planted / "audit.yaml", tmp_path, weights=tmp_path / "w")
         with pytest.raises(ValueError, match=message):
-            _load(options)
+            load(f"own_models:{name}", weights=tmp_path / "w")
 
 
 def files(tmp_path: Path) -> dict[str, Path]:

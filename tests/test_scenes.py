@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from bias_audit import AuditSample
+from bias_audit.data import painting
 from bias_audit.data import scenes as module
+from bias_audit.data.painting import REGIONS
 from bias_audit.data.scenes import (
     GENDERS,
     OCCUPATIONS,
-    REGIONS,
     Scene,
     balanced_scenes,
     bayes_accuracy,
@@ -103,7 +104,7 @@ def test_mask_edges_are_edges_of_the_picture() -> None:
 
 def draw_with_hair(colour: tuple[int, int, int]) -> Scene:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_HAIR_COLOURS", (colour,) * len(module._HAIR_COLOURS))
+        patch.setattr(painting, "_HAIR_COLOURS", (colour,) * len(painting._HAIR_COLOURS))
         return draw_scene(np.random.default_rng(11), "nurse", "female")
 
 

@@ -23,10 +23,13 @@ from PIL import Image
 from synthetic import make_run
 
 from bias_audit.headlines import headlines
-from bias_audit.overlays import most_looked, overlay
+from bias_audit.overlays import overlay
+from bias_audit.records.panels import most_looked
 from bias_audit.records.results import AuditResult
-from bias_audit.records.runs import Run, RunDirectory, read_run
-from bias_audit.terminal import MOST_BARS, PICTURE, sparkline
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.writing import RunDirectory
+from bias_audit.terminal.pictures import PICTURE
+from bias_audit.terminal.run import MOST_BARS, sparkline
 
 COMMAND = str(Path(sys.executable).with_name("bias-audit"))
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TERM")}
@@ -109,9 +112,9 @@ def test_wrong_usage(tmp_path: Path, options: dict[str, Any], arguments: list[st
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ended": False}, "Training has not finished, or was killed: this is not final."),
+        ({"ended": False}, "Inconclusive: training has not finished, or was killed: the model it ends with was not"),
         ({"failed": "no disk"}, "Inconclusive: the audit at step 200 failed: no disk."),
-        ({"torn": True}, "The last record was cut off while it was written."),
+        ({"torn": True}, "Inconclusive: the last record was cut off while it was written."),
         ({"audits": 0, "reference": True}, "bias-audit show: before training: nothing follows"),
     ],
 )

@@ -1,11 +1,9 @@
-"""Where evidence comes from: W&B runs on disk and through its API, checkpoints, and the best of them."""
+"""Where evidence comes from: W&B runs on disk and through its API, and checkpoints audited on the spot."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -14,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import wandb
 from planted import clean, write_planted
-from pytorch_lightning.callbacks import ModelCheckpoint
 from synthetic import make_run
-from torch.utils.data import DataLoader, TensorDataset
-from training import Net, audit_set, trainer
 from wandb_server import Double, Logged, serving
 
-from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
-from bias_audit.callbacks.sinks import FanOut, RunDirectorySink
-from bias_audit.callbacks.wandb import WandbWriter
+from bias_audit.callbacks import Session, WandbSink
+from bias_audit.callbacks.wandb.writer import WandbWriter
 from bias_audit.cli import app
-from bias_audit.gate.sources import checkpoint_step, open_run
-from bias_audit.plan import AuditPlan
-from bias_audit.records.results import AuditResult, MissingEvidenceError, RecordError
-from bias_audit.records.runs import AUDITS, COPIES, MANIFEST, RunDirectory, find_run, read_run
+from bias_audit.records.errors import MissingEvidenceError, RecordError
+from bias_audit.records.files import AUDITS, COPIES, MANIFEST, find_run
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import read_run
+from bias_audit.sources import open_run
 
 CLEAN: dict[str, Any] = {"hair_enrichment": 0.7, "gap": 0.02, "spread": 0.02}
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "FORCE_COLOR", "XDG_"))}
@@ -39,7 +33,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_"
 OPEN = """
 import json, sys
 from bias_audit.records.runs import read_run
-from bias_audit.gate.sources import open_run
+from bias_audit.sources import open_run
 for source in sys.argv[1:]:
     try:
         with open_run(source) as path:
@@ -282,276 +276,6 @@ def test_neither_torch_nor_wandb_for_a_run_directory(runs: dict[str, Path], tmp_
     code = OPEN + "print([name for name in ('torch', 'wandb', 'pytorch_lightning') if name in sys.modules])"
     done = process(sys.executable, "-c", code, runs["clean"], tmp_path, "no/such", home=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]", done
-
-
-# The checkpoint that is to be released
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints as Lightning and torch save them; not to be written to."""
-    folder = tmp_path_factory.mktemp("saved")
-
-    class Configured(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.save_hyperparameters({"options": argparse.Namespace(depth=2)})
-
-    for name, net in (("plain", Net), ("objects", Configured)):
-        run = trainer(folder, max_epochs=1, limit_val_batches=0)
-        run.fit(net(), batches())
-        run.save_checkpoint(folder / f"{name}.ckpt")
-        run.save_checkpoint(folder / f"{name}-weights.ckpt", weights_only=True)
-    torch.save(Net().state_dict(), folder / "state.pt")
-    found = torch.load(folder / "plain.ckpt", weights_only=True)
-    torch.save(found, folder / "legacy.ckpt", _use_new_zipfile_serialization=False)
-    torch.save(found | {"global_step": "4"}, folder / "text.ckpt")
-    torch.save([1, 2], folder / "list.pt")
-    (folder / "sharded").mkdir()
-    shutil.copy(folder / "plain.ckpt", folder / "sharded" / "meta.pt")
-    content = (folder / "plain.ckpt").read_bytes()
-    (folder / "cut.ckpt").write_bytes(content[: len(content) // 2])
-    (folder / "empty.ckpt").write_bytes(b"")
-    (folder / "text.txt").write_text("no checkpoint")
-    (folder / "weights.safetensors").write_bytes(b"")
-    return folder
-
-
-@pytest.mark.parametrize("name", ["plain.ckpt", "plain-weights.ckpt", "legacy.ckpt", "sharded"])
-def test_a_checkpoint_says_its_step(name: str, saved: Path) -> None:
-    assert checkpoint_step(saved / name) == 4
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "words"),
-    [
-        ("state.pt", MissingEvidenceError, "cannot be dated"),
-        ("list.pt", MissingEvidenceError, "cannot be dated"),
-        ("weights.safetensors", MissingEvidenceError, "cannot be dated"),
-        ("objects.ckpt", ValueError, "more than weights .argparse.Namespace.*add --trust-checkpoint"),
-        ("text.ckpt", ValueError, "global_step: expected a count of steps, got '4'"),
-        ("cut.ckpt", ValueError, "is not a checkpoint that torch can read"),
-        ("empty.ckpt", ValueError, "is not a checkpoint that torch can read"),
-        ("text.txt", ValueError, "is not a checkpoint that torch can read"),
-        ("nothing.ckpt", ValueError, "cannot be read .No such file or directory"),
-        (".", ValueError, "is a directory without meta.pt"),
-    ],
-)
-def test_a_checkpoint_that_does_not(name: str, kind: type[Exception], words: str, saved: Path) -> None:
-    with pytest.raises(kind, match=words) as caught:
-        checkpoint_step(saved / name)
-    assert str(saved / name) in str(caught.value) and "\n" not in str(caught.value)
-    # Damage is no lack of evidence.
-    assert type(caught.value) is kind
-
-
-def test_objects_are_unpickled_only_on_trust(saved: Path, tmp_path: Path) -> None:
-    assert checkpoint_step(saved / "objects.ckpt", trust=True) == 4
-
-    class Hostile:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
-    for name, save in (("new", torch.save), ("old", lambda what, path: path.write_bytes(pickle.dumps(what)))):
-        save({"global_step": 4, "x": Hostile()}, tmp_path / name)
-        with pytest.raises(ValueError, match=r"--trust-checkpoint|not a checkpoint"):
-            checkpoint_step(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.newest("torch 2.8 reads the weights all the same")
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not say what was read")
-def test_weights_are_not_read_to_date_a_checkpoint(tmp_path: Path) -> None:
-    file = tmp_path / "large.ckpt"
-    torch.save({"global_step": 7, "state_dict": {"w": torch.zeros(16 << 20)}}, file)
-
-    def read() -> int:
-        return int(Path("/proc/self/io").read_text().split()[1])
-
-    before = read()
-    assert checkpoint_step(file) == 7
-    assert read() - before < file.stat().st_size // 16
-
-
-def test_stale_evidence_is_inconclusive(
-    saved: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def gated(*arguments: Any) -> tuple[int, str]:
-        code = app(["gate", str(runs["clean"]), "--checkpoint", *map(str, arguments)], standalone_mode=False)
-        return code or 0, " ".join(capsys.readouterr().out.split())
-
-    # Of step 4; the evidence is of step 100.
-    with pytest.raises(ValueError, match="--trust-checkpoint"):
-        gated(saved / "objects.ckpt")
-    for step in (100, 101):
-        content = torch.load(saved / "plain.ckpt", weights_only=True) | {"global_step": step}
-        torch.save(content, tmp_path / f"{step}.ckpt")
-    content = torch.load(saved / "objects.ckpt", weights_only=False) | {"global_step": 100}
-    torch.save(content, tmp_path / "objects.ckpt")
-    for given, expected, words in (
-        ((tmp_path / "100.ckpt",), 0, "passed"),
-        ((tmp_path / "objects.ckpt", "--trust-checkpoint"), 0, "passed"),
-        ((tmp_path / "101.ckpt",), 3, "stale: the last audit is of step 100, the checkpoint of step 101"),
-        (
-            (saved / "plain.ckpt",),
-            3,
-            "the last audit is of step 100, the checkpoint of step 4: not what is to be merged",
-        ),
-        ((saved / "state.pt",), 3, "cannot be dated"),
-    ):
-        code, text = gated(*given)
-        assert code == expected and words in text, text
-
-
-# The best checkpoint
-
-
-class Scripted(Net):
-    """Its validation loss is what the script says, one number for each validation."""
-
-    def __init__(self, losses: tuple[float, ...]) -> None:
-        super().__init__()
-        self.losses = losses
-
-    def validation_step(self, batch: Any, _index: int) -> None:
-        self.log("val_loss", self.losses[self.trainer.current_epoch % len(self.losses)])
-
-    test_step = validation_step
-
-
-def batches() -> DataLoader[Any]:
-    """Four: a step each."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(8, 3, 32, 32, generator=generator)
-    return DataLoader(TensorDataset(images, torch.arange(8) % 2), batch_size=2)
-
-
-# Quick: what is measured is of no interest here.
-PLAN = AuditPlan(fitness_samples=0, intervention_samples=0)
-
-
-@pytest.fixture
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page is drawn by a process of its own, which takes longer than all that is tested here."""
-    monkeypatch.setattr("bias_audit.callbacks.lightning.ReportSink", Silent)
-
-
-def callback(path: Path, **options: Any) -> BiasAuditCallback:
-    settings = {"every_n_epochs": 99, "reference": False, "plan": PLAN} | options
-    return BiasAuditCallback(audit_set(1), dirpath=path / "run", **settings)
-
-
-def saver(path: Path, **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(path / "saved", **{"monitor": "val_loss"} | options)
-
-
-def best_in(path: Path) -> list[int]:
-    lines = (path / "run" / AUDITS).read_text().splitlines()
-    return [body["step"] for body in (json.loads(line)["body"] for line in lines) if body["kind"] == "best"]
-
-
-def train(path: Path, losses: tuple[float, ...], *callbacks: Any, **options: Any) -> pl.Trainer:
-    pl.seed_everything(0, verbose=False)
-    run = trainer(path, *callbacks, max_epochs=len(losses), enable_checkpointing=True)
-    run.fit(Scripted(losses), batches(), batches(), **options)
-    return run
-
-
-@pytest.mark.usefixtures("_no_page")
-@pytest.mark.parametrize(
-    ("options", "losses", "steps"),
-    [
-        # The file keeps its name, no state of any callback is asked for, and the last is the best.
-        (
-            {"filename": "best", "enable_version_counter": False, "save_weights_only": True},
-            (0.5, 0.3, 0.9, 0.1),
-            [4, 8, 16],
-        ),
-        ({"save_top_k": 3, "save_last": True}, (0.5, 0.9, 0.1, 0.3), [4, 12]),
-    ],
-)
-def test_the_step_of_the_best_checkpoint_is_recorded(
-    options: dict[str, Any], losses: tuple[float, ...], steps: list[int], tmp_path: Path
-) -> None:
-    best = saver(tmp_path, **options)
-    audited = train(tmp_path, losses, callback(tmp_path), best)
-    assert best_in(tmp_path) == steps
-    run = read_run(tmp_path / "run")
-    assert run.best_step == steps[-1] == checkpoint_step(best.best_model_path)
-    assert run.ended and [a.step for a in run.audits] == [16]
-    # Not one bit of the training is another.
-    alone = train(tmp_path / "alone", losses, saver(tmp_path / "alone", **options))
-    states = [run.lightning_module.state_dict().values() for run in (audited, alone)]
-    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
-
-
-@pytest.mark.usefixtures("_no_page")
-def test_without_a_monitor_no_checkpoint_is_the_best(tmp_path: Path) -> None:
-    train(tmp_path, (0.5, 0.2), callback(tmp_path), saver(tmp_path, monitor=None))
-    run = read_run(tmp_path / "run")
-    assert run.best_step is None and run.ended
-
-
-@pytest.mark.usefixtures("_no_page")
-def test_of_several_the_first_with_a_monitor_counts(tmp_path: Path) -> None:
-    class Own(ModelCheckpoint):
-        pass
-
-    others = [ModelCheckpoint(tmp_path / "a"), Own(tmp_path / "b", monitor="val_loss", mode="max"), saver(tmp_path)]
-    run = train(tmp_path, (0.5, 0.9, 0.2), callback(tmp_path), *others)
-    assert best_in(tmp_path) == [4, 8]
-    # A test after it changes no best, and is no training.
-    run.test(run.lightning_module, batches(), verbose=False)
-    recorded = read_run(tmp_path / "run")
-    assert recorded.best_step == 8 and recorded.ended and recorded.audits[-1].trigger == "test"
-
-
-@pytest.mark.usefixtures("_no_page")
-def test_a_resumed_run_knows_the_best_of_before(tmp_path: Path) -> None:
-    # Audited after the second epoch, best in the third: the records are gone on with from the second.
-    losses = (0.5, 0.4, 0.2, 0.3)
-    often = {"every_n_epochs": 2}
-    train(tmp_path, losses[:3], callback(tmp_path, **often), saver(tmp_path, filename="{step}", save_top_k=-1))
-    assert best_in(tmp_path) == [4, 8, 12]
-    third, second = tmp_path / "saved/step=12.ckpt", tmp_path / "saved/step=8.ckpt"
-    train(tmp_path, losses, callback(tmp_path, **often), saver(tmp_path), ckpt_path=third)
-    run = read_run(tmp_path / "run")
-    assert run.best_step == 12 and [a.step for a in run.audits] == [8, 16]
-    # From before the best: what came after is another training's.
-    train(tmp_path, (0.5, 0.4, 9.0), callback(tmp_path, **often), saver(tmp_path), ckpt_path=second)
-    assert read_run(tmp_path / "run").best_step == 8
-
-
-def test_rewinding_drops_the_best_of_later(tmp_path: Path, runs: dict[str, Path]) -> None:
-    shutil.copytree(runs["biased"], tmp_path / "run")
-    run = read_run(tmp_path / "run")
-    again = RunDirectory.resume(run.path, run.path, run.manifest, run.sheet(), 200)
-    for step in (100, 150, 190):
-        again.best(step)
-    assert read_run(run.path).best_step == 190
-    RunDirectory.resume(tmp_path / "other", run.path, run.manifest, run.sheet(), 160)
-    assert read_run(tmp_path / "other").best_step == 150
-    RunDirectory.resume(run.path, run.path, run.manifest, run.sheet(), 120).end()
-    assert read_run(run.path).best_step == 100
-    # What is saved after the end takes nothing from it, and a sink of one's own need not know.
-    sinks = FanOut([RunDirectorySink(), Silent()], "raise")
-    sinks.start(Session("bias_audit", run.path, run.manifest, run.sheet(), run.path, 120))
-    assert not read_run(run.path).ended
-    sinks.end()
-    sinks.best(110)
-    assert read_run(run.path).ended and read_run(run.path).best_step == 110
-
-
-class Silent:
-    """A sink that has no notion of a best checkpoint."""
-
-    def start(self, session: Any) -> None: ...
-
-    def write(self, result: Any) -> None: ...
-
-    def fail(self, step: int, reason: str) -> None: ...
-
-    def end(self, error: str = "") -> None: ...
 
 
 # A checkpoint audited on the spot

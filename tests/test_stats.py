@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import warnings
 from itertools import combinations, product
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from bias_audit import stats
-from bias_audit.stats import LEAST_FOR_BCA, bootstrap_ratios, newcombe, permutation_test, wilson
+from bias_audit.stats import LEAST_FOR_BCA, bootstrap_columns, bootstrap_ratios, newcombe, permutation_test, wilson
 
 Array = npt.NDArray[Any]
 
@@ -661,6 +662,45 @@ def test_newcombe_covers_the_difference_as_often_as_it_says() -> None:
 def test_newcombe_without_trials_is_nan() -> None:
     for first, second in (((0, 0), (3, 4)), ((3, 4), (0, 0))):
         assert all(math.isnan(x) for x in newcombe(first, second))
+
+
+def test_a_hypothesis_more_takes_four_bytes_of_each_image() -> None:
+    """What is worked out in float64, and what is drawn, is made and let go in blocks."""
+    n = 100_000
+    strata = np.arange(n) % 4
+    subsets = strata[:, None] == np.arange(4)
+
+    def peak(hypotheses: int) -> int:
+        values = np.random.default_rng(0).random((n, hypotheses), dtype=np.float32)
+
+        def columns(images: Array, some: slice) -> tuple[Array, Array]:
+            return values[images, some], np.broadcast_to(np.float32(1), (len(images), some.stop - some.start))
+
+        tracemalloc.start()
+        # More resamples than one block holds.
+        bootstrap_columns(columns, hypotheses, strata, seed=0, resamples=60, subsets=subsets)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(48) - peak(24) < 24 * n * 5
+
+
+def test_columns_made_when_needed_are_those_given_at_once() -> None:
+    """With more images than are worked out at once, in strata that no order of theirs follows."""
+    rng = np.random.default_rng(0)
+    values, weights = rng.random((7_000, 40)), rng.random((7_000, 40))[:, rng.integers(0, 5, 40)]
+    strata, asked = rng.integers(0, 3, 7_000), []
+
+    def columns(images: Array, some: slice) -> tuple[Array, Array]:
+        asked.append(some)
+        return values[images, some], weights[images, some]
+
+    found = bootstrap_columns(columns, 40, strata, seed=0, resamples=300)
+    assert len(asked) > 1
+    for one in (0, 17, 39):
+        alone = bootstrap_ratios(values[:, [one]], weights[:, [one]], strata, seed=0, resamples=300)
+        np.testing.assert_allclose([of[one] for of in found], np.ravel(alone), rtol=1e-6)
 
 
 # The benchmark of all this.

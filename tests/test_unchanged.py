@@ -19,27 +19,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from benchmarks.soak.unchanged import (
-    BY_TWO,
-    PLAN,
-    SCHEDULES,
-    TRAININGS,
-    End,
-    Restless,
-    Schedule,
-    Training,
-    by_two,
-    check,
-    drawing,
-    fitted,
-    flat,
-    generators,
-    model_state,
-    outcome,
-    process,
-)
+from benchmarks.soak.pages import drawing
+from benchmarks.soak.state import End, flat, generators, model_state, process
+from benchmarks.soak.trainings import PLAN, SCHEDULES, TRAININGS, Restless, Schedule, Training
+from benchmarks.soak.unchanged import BY_TWO, by_two, check, fitted, outcome
 from bias_audit import explain
-from bias_audit.attribution.capture import borrowed
+from bias_audit.attribution.borrow import borrowed
 from bias_audit.audit import Auditor
 from bias_audit.records.runs import read_run
 from tests.training import audit_set

@@ -25,14 +25,13 @@ from training import audit_set, fit, loader, trainer
 
 from bias_audit import read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
-from bias_audit.callbacks import wandb as module
-from bias_audit.callbacks.wandb import WandbWriter
-from bias_audit.callbacks.wandb_keys import Keys
+from bias_audit.callbacks.wandb.keys import Keys
+from bias_audit.callbacks.wandb.writer import WandbWriter
 from bias_audit.gate.gate import run_gate
-from bias_audit.overlays import fixed_panel, worst
+from bias_audit.records.panels import fixed_panel, worst
 from bias_audit.records.results import AuditResult, SampleScores
 from bias_audit.records.runs import Run
-from bias_audit.report import write_report
+from bias_audit.report.page import write_report
 from bias_audit.terms import Outcome, Subjects
 
 # One of the two, whatever the model is.
@@ -85,6 +84,15 @@ def test_scalars_are_the_recorded_numbers_at_their_steps(trained: tuple[Path, li
             expected = audit.estimate("energy_share", region="hair", method=method).value
             assert row[f"bias_audit/energy_share/hair{suffix}"] == pytest.approx(expected)
         assert row["bias_audit/accuracy"] == audit.estimate("accuracy").value
+
+
+def test_scalars_get_no_panel_each_and_what_is_looked_at_does(trained: tuple[Path, list[dict[str, Any]]]) -> None:
+    records = trained[1]
+    logged = {key for row in history(records) for key in row if key.startswith("bias_audit/")}
+    metrics = [record["metric"] for record in records if record["type"] == "metric"]
+    hidden = {metric["name"] for metric in metrics if metric.get("options", {}).get("hidden")}
+    assert hidden == logged and len(hidden) > 50
+    assert not any(name.startswith("bias_audit_") for name in hidden)
 
 
 def test_overlays_with_masks_to_switch(trained: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -273,6 +281,10 @@ def test_every_line_is_drawn_over_the_training_step(synthetic: Any) -> None:
     defined = {r["metric"].get("name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
     drawn = [k for k in history(records)[1] if k.startswith("bias_audit_4_for_whom/accuracy") or k.endswith("_low")]
     assert drawn and all(defined[key] == "trainer/global_step" for key in drawn)
+    shown = {
+        r["metric"].get("name") for r in records if r["type"] == "metric" and not r["metric"]["options"].get("hidden")
+    }
+    assert shown >= set(drawn) and not any(name.startswith("bias_audit/") for name in shown)
     assert not any("*" in (name or "*") for name in defined)
 
 
@@ -392,7 +404,7 @@ def test_alerts_tell_each_violation_once_and_not_too_often(
     clean = violating(audits[2])
 
     def alerts(name: str, wait: float, *results: AuditResult) -> list[str]:
-        monkeypatch.setattr(module, "ALERT_EVERY_S", wait)
+        monkeypatch.setattr("bias_audit.callbacks.wandb.writer.ALERT_EVERY_S", wait)
         records = logged(tmp_path / name, run, results, panel=0, worst=0)
         return [r["alert"]["text"] for r in records if r["type"] == "alert"]
 

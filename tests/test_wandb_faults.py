@@ -29,12 +29,14 @@ from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks.aside import PATIENCE_S
 from bias_audit.callbacks.sinks import FanOut, RunDirectorySink
-from bias_audit.callbacks.wandb import WandbWriter, _next
-from bias_audit.callbacks.wandb_aside import own_run
-from bias_audit.callbacks.workspace import push
+from bias_audit.callbacks.wandb.sink import own_run
+from bias_audit.callbacks.wandb.workspace import push
+from bias_audit.callbacks.wandb.writer import WandbWriter, _next
 from bias_audit.cli import app
+from bias_audit.records.files import COPIES
 from bias_audit.records.results import AuditResult
-from bias_audit.records.runs import COPIES, Run, RunDirectory
+from bias_audit.records.runs import Run
+from bias_audit.records.writing import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("aside", "wandb_aside"):
+    for module in ("aside", "wandb.sink"):
         monkeypatch.setattr(f"bias_audit.callbacks.{module}.PATIENCE_S", 1.0)
 
 
@@ -296,7 +298,7 @@ def test_an_artifact_is_the_run_directory_as_it_was_though_scores_are_dropped(tm
             writer.write(audit)
         directory.append(audits[3])
         # Late: what the third went with has been dropped for the sake of the fourth.
-        assert not writer._send_records(audits[2])
+        assert not writer._records.send(audits[2], {})
         directory.append(replace(audits[3], step=400))
         writer.write(replace(audits[3], step=400))
         copy = Path(own.dir).parent / COPIES / "bias_audit"

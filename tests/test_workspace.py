@@ -15,9 +15,9 @@ from test_wandb import history, inspected, summary
 from typer.testing import CliRunner
 
 from bias_audit import read_run
-from bias_audit.callbacks.workspace import push, send_run
+from bias_audit.callbacks.wandb.workspace import push, send_run
 from bias_audit.cli import app, main
-from bias_audit.records.results import RecordError
+from bias_audit.records.errors import RecordError
 
 SECTIONS = ["What is found", "Where it looks", "Does it rely on it", "For whom", "Overlays", "Samples"]
 

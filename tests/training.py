@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bias_audit import AuditDataset
 from bias_audit.data.scenes import GENDERS, OCCUPATIONS, balanced_scenes, draw_scenes
@@ -87,6 +87,13 @@ class Net(pl.LightningModule):
 
 def loader(count: int = 8, shuffle: bool = True) -> DataLoader[Any]:
     return DataLoader(Augmented(count), batch_size=8, shuffle=shuffle)
+
+
+def batches() -> DataLoader[Any]:
+    """Four of random images: a step each."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 32, 32, generator=generator)
+    return DataLoader(TensorDataset(images, torch.arange(8) % 2), batch_size=2)
 
 
 def fit(

@@ -35,11 +35,12 @@ from bias_audit.localization import label_pixels, project_regions, with_remainde
 from bias_audit.plan import AuditPlan
 from bias_audit.policies.policy import Policy
 from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
-from bias_audit.records.runs import RunDirectory, read_run
-from bias_audit.report import render
-from bias_audit.scoring import METRICS, SAMPLE_AXES, BatchScores, score_batch
+from bias_audit.records.runs import read_run
+from bias_audit.records.writing import RunDirectory
+from bias_audit.report.page import render
+from bias_audit.stages.scoring import METRICS, SAMPLE_AXES, BatchScores, score_batch
 from bias_audit.terms import REMAINDER, Subjects
-from bias_audit.verdict import judge
+from bias_audit.verdicts.judgement import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1_000, 10_000, 100_000)

@@ -27,8 +27,8 @@ from benchmarks.soak.figures import Figure
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import BiasAuditCallback, Session, WandbSink
 from bias_audit.callbacks.aside import PATIENCE_S
-from bias_audit.callbacks.wandb_aside import own_run
-from bias_audit.callbacks.workspace import send_run
+from bias_audit.callbacks.wandb.sink import own_run
+from bias_audit.callbacks.wandb.workspace import send_run
 from bias_audit.records.results import AuditResult
 from tests.training import audit_set, fit, trainer
 from tests.wandb_server import ENTITY, PROJECT, Double, serving

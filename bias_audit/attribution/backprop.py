@@ -19,8 +19,9 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from bias_audit.attribution.cam import Sign, apply_sign, gradcam
-from bias_audit.attribution.capture import as_the_model_takes_them, capture, detached, logits_of, scores_of
+from bias_audit.attribution.borrow import as_the_model_takes_them
+from bias_audit.attribution.cam import Explanation, Sign, apply_sign, gradcam
+from bias_audit.attribution.capture import capture, detached, logits_of, scores_of
 from bias_audit.attribution.inputs import take_images
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
@@ -57,26 +58,23 @@ def guided_backprop(
     sign: Sign = "positive",
     *,
     forward: Forward = call,
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     """Guided Backpropagation: a rectifier lets pass back what is positive, and only where it was active.
 
     `R_in = (x > 0) (R_out > 0) R_out` at every ReLU; arXiv 1412.6806, figure 1. The map is the sum of that gradient
     over the colour channels: "signed" as it is, "positive" its ReLU, "absolute" the sum of absolute values, "negative"
     the "positive" map of the negated score. It hardly depends on the class or on the weights (arXiv 1810.03292).
 
-    Returns:
-        Maps `(B, H, W)`, scores `(B,)` and the model's outputs.
-
     Raises:
         ValueError: inputs without float images, a model that has no ReLU or another activation in a ReLU's place, a
             target that is not `(B,)` or does not depend on the images.
 
     Example:
-        >>> from bias_audit.attribution.capture import borrowed
+        >>> from bias_audit.attribution.borrow import borrowed
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> with borrowed(net) as lent:
-        ...     maps, scores, outputs = guided_backprop(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0])
-        >>> maps.shape
+        ...     found = guided_backprop(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0])
+        >>> found.maps.shape
         torch.Size([5, 8, 8])
     """
     return _colours_summed(model, inputs, target, sign, forward, _guide)
@@ -89,18 +87,18 @@ def deconvolution(
     sign: Sign = "positive",
     *,
     forward: Forward = call,
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     """Deconvolution: a rectifier lets pass back what is positive, whether it was active or not.
 
     `R_in = (R_out > 0) R_out` at every ReLU, and max-pooling sends back to the places of the maxima (its switches);
     arXiv 1311.2901, section 2.1. Signs, shapes and errors as of `guided_backprop`.
 
     Example:
-        >>> from bias_audit.attribution.capture import borrowed
+        >>> from bias_audit.attribution.borrow import borrowed
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> with borrowed(net) as lent:
-        ...     maps, scores, outputs = deconvolution(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0])
-        >>> maps.shape
+        ...     found = deconvolution(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0])
+        >>> found.maps.shape
         torch.Size([5, 8, 8])
     """
     return _colours_summed(model, inputs, target, sign, forward, _deconvolve)
@@ -115,41 +113,39 @@ def guided_gradcam(
     *,
     forward: Forward = call,
     layout: Layout | None = None,
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     """Guided Grad-CAM: the Grad-CAM of a layer, upsampled, times Guided Backpropagation; arXiv 1610.02391, section 3.2.
 
     Grad-CAM says where the class is, Guided Backpropagation which pixels there. Both factors are those of the score,
     for "negative" those of the negated score; `sign` is applied to the second, the first has the paper's ReLU.
     Upsampling is bilinear, of clips trilinear. Two forward passes.
 
-    Returns:
-        Maps `(B, H, W)`, scores `(B,)` and the model's outputs.
-
     Raises:
         ValueError: as `guided_backprop` and as `capture`.
 
     Example:
-        >>> from bias_audit.attribution.capture import borrowed
+        >>> from bias_audit.attribution.borrow import borrowed
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> with borrowed(net) as lent:
-        ...     maps, scores, outputs = guided_gradcam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
-        >>> maps.shape
+        ...     found = guided_gradcam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
+        >>> found.maps.shape
         torch.Size([5, 8, 8])
     """
     taken = capture(model, inputs, target, layer, forward=forward, layout=layout)
     coarse = gradcam(taken.activations, taken.gradients, "negative" if sign == "negative" else "positive")
     fine, scores, outputs = guided_backprop(model, inputs, target, sign, forward=forward)
-    return upsample(coarse, fine.shape[1:]) * fine, scores, outputs
+    return Explanation(upsample(coarse, fine.shape[1:]) * fine, scores, outputs)
 
 
 def _colours_summed(
     model: nn.Module, inputs: Any, target: Target, sign: Sign, forward: Forward, rule: Rule
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     turned = -1 if sign == "negative" else 1
     gradients, scores, outputs = _image_gradients(model, inputs, target, forward, rule, turned)
     if sign == "absolute":
-        return gradients.abs().sum(dim=1), scores, outputs
-    return apply_sign(gradients.sum(dim=1), "signed" if sign == "signed" else "positive"), scores, outputs
+        return Explanation(gradients.abs().sum(dim=1), scores, outputs)
+    maps = apply_sign(gradients.sum(dim=1), "signed" if sign == "signed" else "positive")
+    return Explanation(maps, scores, outputs)
 
 
 def _image_gradients(

@@ -14,7 +14,7 @@ of it. Where the paper rectifies the gradient (Grad-CAM++, LayerCAM), "negative"
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ Sign = Literal["positive", "negative", "absolute", "signed"]
 Formula = Callable[[Tensor, Tensor, Sign], Tensor]
 
 SIGNS: tuple[Sign, ...] = get_args(Sign)
+
+
+class Explanation(NamedTuple):
+    """What a method gives: maps `(B, *places)`, float32, the explained scores `(B,)` and the model's outputs."""
+
+    maps: Tensor
+    scores: Tensor
+    outputs: Any
+
 
 # Each squaring doubles the ratio's exponent: 2^20 steps of power iteration tell eigenvalues 1e-5 apart.
 _SQUARINGS = 20
@@ -65,8 +74,8 @@ def hirescam(activations: Tensor, gradients: Tensor, sign: Sign = "positive") ->
 def xgradcam(activations: Tensor, gradients: Tensor, sign: Sign = "positive") -> Tensor:
     """XGrad-CAM: channels weighted by their gradient, averaged where they are active.
 
-    `weights_k = sum_ij (A_kij / sum_ab A_kab) dy/dA_kij` and `map = sign(sum_k weights_k A_k)`; arXiv 2008.02312,
-    section 3. The paper means activations after a ReLU; a channel whose activations sum to 0 has no weight.
+    `weights_k = sum_ij (A_kij / sum_ab A_kab) dy/dA_kij` and `map = sign(sum_k weights_k A_k)`; arXiv 2008.02312.
+    The paper means activations after a ReLU; a channel whose activations sum to 0 has no weight.
 
     Example:
         >>> activations = torch.tensor([[[[1.0, 3.0]], [[4.0, 0.0]]]])
@@ -85,7 +94,7 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor, sign: Sign = "posit
 
     With `g = dS/dA_kij` of the class score S, which the paper puts through an exponential so that the higher
     derivatives are powers of g: `alpha_kij = g^2 / (2 g^2 + g^3 sum_ab A_kab)`, `weights_k = sum_ij alpha_kij relu(g)`
-    and `map = relu(sum_k weights_k A_k)`; arXiv 1710.11063, equations 10 to 19. The exponential also multiplies the
+    and `map = relu(sum_k weights_k A_k)`; arXiv 1710.11063, equation 19. The exponential also multiplies the
     whole map of an image by exp(S), which only scales it, may overflow, and is left out here.
 
     With activations after a ReLU, as in the paper, the weight `relu(g) / (2 + g sum_ab A_kab)` has a denominator of at

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bias_audit.attribution.cam import Formula, Sign
-from bias_audit.attribution.capture import Capture, as_the_model_takes_them, borrowed, capture_each
+from bias_audit.attribution.borrow import as_the_model_takes_them, borrowed
+from bias_audit.attribution.cam import Explanation, Formula, Sign
+from bias_audit.attribution.capture import Capture, capture_each
 from bias_audit.attribution.layers import Forward, call, find_layer
 from bias_audit.attribution.layouts import Layout
-from bias_audit.attribution.methods import Explained, find_method
+from bias_audit.attribution.methods import find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, Target, check_logits, predicted_logit
 from bias_audit.resize import upsample
 
@@ -30,6 +31,12 @@ class Heatmaps:
 
     Places are `(h, w)`, of clips `(t, h, w)`. `layer` is the name of the explained layer, `scores` the explained scores
     `(B,)`, `outputs` the model's outputs. Of K targets, maps are `(K, B, *places)` and scores `(K, B)`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> heatmaps = explain(net, torch.rand(5, 3, 8, 8))
+        >>> heatmaps.layer, heatmaps.maps.shape, heatmaps.upsample((8, 8)).shape
+        ('1', torch.Size([5, 6, 6]), torch.Size([5, 8, 8]))
     """
 
     maps: Tensor
@@ -121,18 +128,18 @@ def explain(
         else:
             name = layers[0] if found.needs_layer else ""
             explained = [found.run(lent, inputs, t, name, sign, forward_fn, layout) for t in targets]
-    maps, scores = (torch.stack(parts) for parts in list(zip(*explained, strict=True))[:2])
+    maps, scores = torch.stack([one.maps for one in explained]), torch.stack([one.scores for one in explained])
     _check_finite(maps.transpose(0, 1), f"the maps of {found.name}")
     if not several:
         maps, scores = maps[0], scores[0]
-    return Heatmaps(maps, " + ".join(layers) if found.needs_layer else INPUT, scores, explained[0][2])
+    return Heatmaps(maps, " + ".join(layers) if found.needs_layer else INPUT, scores, explained[0].outputs)
 
 
-def _explained(by_layer: Sequence[Capture], compute: Formula, sign: Sign) -> Explained:
+def _explained(by_layer: Sequence[Capture], compute: Formula, sign: Sign) -> Explanation:
     # The forward pass may be the user's autocast's affair; a map's arithmetic is float32.
     with torch.autocast(by_layer[0].activations.device.type, enabled=False):
         maps = [compute(taken.activations, taken.gradients, sign) for taken in by_layer]
-    return maps[0] if len(maps) == 1 else fuse(maps), by_layer[0].scores, by_layer[0].outputs
+    return Explanation(maps[0] if len(maps) == 1 else fuse(maps), by_layer[0].scores, by_layer[0].outputs)
 
 
 def _as_target(target: Tensor | Target | None) -> Target:

@@ -10,18 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from bias_audit.attribution.backprop import deconvolution, guided_backprop, guided_gradcam
-from bias_audit.attribution.cam import FORMULAS, NO_GRADIENT, ONE_SIDED, SIGNS, Formula, Sign, check_sign
+from bias_audit.attribution.cam import FORMULAS, NO_GRADIENT, ONE_SIDED, SIGNS, Explanation, Formula, Sign, check_sign
 from bias_audit.attribution.capture import capture
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
 from bias_audit.attribution.pooled import cam
 from bias_audit.attribution.score import scorecam
 from bias_audit.attribution.targets import Target
-
-Explained = tuple[Tensor, Tensor, Any]
 
 
 class Passes(Protocol):
@@ -37,7 +35,7 @@ class Passes(Protocol):
         *,
         forward: Forward = call,
         layout: Layout | None = None,
-    ) -> Explained: ...
+    ) -> Explanation: ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Method:
 
     `paper` and `source` (an arXiv number or a DOI) say where it comes from, `signs` what it can show. Exactly one of
     `formula` and `passes` is there: a formula needs a layer's activations and gradients and nothing else, so that an
-    audit can compute it from its own forward pass; `passes` makes forward passes of its own. `at_image` methods give
-    maps of the images' resolution and not the layer's; where `needs_layer` is false, the layer is not looked at.
+    audit can compute it from its own forward pass; `passes` makes forward passes of its own. Where `needs_layer` is
+    false, the layer is not looked at.
     """
 
     name: str
@@ -56,7 +54,6 @@ class Method:
     formula: Formula | None = None
     passes: Passes | None = None
     signs: tuple[Sign, ...] = SIGNS
-    at_image: bool = False
     needs_layer: bool = True
 
     def check_sign(self, sign: str) -> None:
@@ -72,20 +69,20 @@ class Method:
         sign: Sign = "positive",
         forward: Forward = call,
         layout: Layout | None = None,
-    ) -> Explained:
-        """Maps `(B, *places)`, scores `(B,)` and the outputs of a borrowed model (see `borrowed`).
+    ) -> Explanation:
+        """Maps, scores and outputs of a borrowed model (see `borrowed`).
 
         Raises:
             ValueError: a sign that the method does not have, a model that it is not defined for; and as `capture`.
 
         Example:
             >>> import torch
-            >>> from bias_audit.attribution.capture import borrowed
+            >>> from bias_audit.attribution.borrow import borrowed
             >>> from bias_audit.attribution.targets import predicted_logit
             >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
             >>> with borrowed(net) as lent:
-            ...     maps, scores, outputs = METHODS["layercam"].run(lent, torch.rand(5, 3, 8, 8), predicted_logit, "0")
-            >>> maps.shape
+            ...     found = METHODS["layercam"].run(lent, torch.rand(5, 3, 8, 8), predicted_logit, "0")
+            >>> found.maps.shape
             torch.Size([5, 6, 6])
         """
         self.check_sign(sign)
@@ -93,10 +90,11 @@ class Method:
             return self.passes(model, inputs, target, layer, sign, forward=forward, layout=layout)
         assert self.formula is not None
         taken = capture(model, inputs, target, layer, forward=forward, layout=layout)
-        return self.formula(taken.activations, taken.gradients, sign), taken.scores, taken.outputs
+        maps = self.formula(taken.activations, taken.gradients, sign)
+        return Explanation(maps, taken.scores, taken.outputs)
 
 
-def _without_layer(passes: Callable[..., Explained]) -> Passes:
+def _without_layer(passes: Callable[..., Explanation]) -> Passes:
     def run(
         model: nn.Module,
         inputs: Any,
@@ -106,7 +104,7 @@ def _without_layer(passes: Callable[..., Explained]) -> Passes:
         *,
         forward: Forward = call,
         layout: Layout | None = None,
-    ) -> Explained:
+    ) -> Explanation:
         return passes(model, inputs, target, sign, forward=forward)
 
     return run
@@ -162,7 +160,6 @@ METHODS: dict[str, Method] = {
             "Striving for Simplicity: The All Convolutional Net",
             "arXiv 1412.6806",
             passes=_without_layer(guided_backprop),
-            at_image=True,
             needs_layer=False,
         ),
         Method(
@@ -170,10 +167,9 @@ METHODS: dict[str, Method] = {
             "Visualizing and Understanding Convolutional Networks",
             "arXiv 1311.2901",
             passes=_without_layer(deconvolution),
-            at_image=True,
             needs_layer=False,
         ),
-        Method("guided_gradcam", _GRADCAM_PAPER, "arXiv 1610.02391", passes=guided_gradcam, at_image=True),
+        Method("guided_gradcam", _GRADCAM_PAPER, "arXiv 1610.02391", passes=guided_gradcam),
     )
 }
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bias_audit.attribution.borrow import as_the_model_takes_them, borrowed
 from bias_audit.attribution.cam import FORMULAS, Sign, check_sign
-from bias_audit.attribution.capture import as_the_model_takes_them, borrowed, logits_of, scores_of
+from bias_audit.attribution.capture import logits_of, scores_of
 from bias_audit.attribution.layers import Forward, call, find_layer, first_tensor, submodule
 from bias_audit.attribution.layouts import channels_of, find_layout
 from bias_audit.attribution.targets import BinaryLogit, ClassMargin, check_logits
@@ -39,7 +40,7 @@ def attention_penalty(
     """The mean share of the maps' energy on masked pixels, a scalar in [0, 1], differentiable by the parameters.
 
     Add it to the loss: `loss + strength * attention_penalty(...)`. It penalises what "Right for the Right Reasons"
-    (arXiv 1703.03717, section 2) penalises, an explanation's mass on pixels that are annotated as irrelevant; there the
+    (arXiv 1703.03717) penalises, an explanation's mass on pixels that are annotated as irrelevant; there the
     explanation is the input gradient, here a class activation map of the label's margin, as an audit takes it. A share
     has no scale, so `strength` need not follow the size of the logits: start with 1; more may cost accuracy.
 

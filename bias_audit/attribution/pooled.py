@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bias_audit.attribution.cam import Sign, weighted
+from bias_audit.attribution.cam import Explanation, Sign, weighted
 from bias_audit.attribution.capture import capture, logits_of, scores_of
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
@@ -28,25 +28,22 @@ def cam(
     *,
     forward: Forward = call,
     layout: Layout | None = None,
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     """CAM: channels weighted by what the linear layer behind the pooling gives them for the class.
 
     `map = sign(sum_k w_k^c A_k)`, equation 2 of arXiv 1512.04150, in which all of it is shown ("signed"). For a target
     other than a class's logit, w is the target's derivative by the logits times the layer's weight. The weights are
     read from the linear layer, not from a gradient at the activations.
 
-    Returns:
-        Maps `(B, *places)`, scores `(B,)` and the model's outputs.
-
     Raises:
         ValueError: what lies behind the layer is not global average pooling and one linear layer; and as `capture`.
 
     Example:
-        >>> from bias_audit.attribution.capture import borrowed
+        >>> from bias_audit.attribution.borrow import borrowed
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> with borrowed(net) as lent:
-        ...     maps, scores, outputs = cam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
-        >>> maps.shape
+        ...     found = cam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
+        >>> found.maps.shape
         torch.Size([5, 6, 6])
     """
     linear = _LastLinear()
@@ -63,7 +60,8 @@ def cam(
     with torch.enable_grad():
         logits = taken.outputs.clone().requires_grad_()
         by_logit = torch.autograd.grad(scores_of(target, logits, len(logits)).sum(), logits)[0]
-    return weighted(by_logit @ linear.weight.float(), taken.activations, sign), taken.scores, taken.outputs
+    maps = weighted(by_logit @ linear.weight.float(), taken.activations, sign)
+    return Explanation(maps, taken.scores, taken.outputs)
 
 
 class _LastLinear(TorchFunctionMode):

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bias_audit.attribution.capture import Capture, Tap, as_the_model_takes_them
+from bias_audit.attribution.borrow import as_the_model_takes_them
+from bias_audit.attribution.capture import Capture, Tap
 from bias_audit.attribution.inputs import shape_of_images
 from bias_audit.attribution.layers import Forward, call, submodule
+from bias_audit.attribution.layouts import Layout
 from bias_audit.attribution.targets import Target
 
 
@@ -36,6 +38,7 @@ class Rider:
         layer: name of the submodule to explain.
         target: what to differentiate, a function from outputs to scores `(B,)`.
         size: that of the images, `(H, W)` or `(T, H, W)`.
+        layout: makes the layer's output `(B, C, *places)`; by default it is recognised.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
@@ -45,11 +48,13 @@ class Rider:
         (False, torch.Size([5, 4, 6, 6]))
     """
 
-    def __init__(self, model: nn.Module, layer: str, target: Target, size: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, layer: str, target: Target, size: tuple[int, ...], layout: Layout | None = None
+    ) -> None:
         self.capture: Capture | None = None
         self.problem: Exception | None = None
         self.passes = 0
-        self._target, self._size = target, size
+        self._target, self._size, self._layout = target, size, layout
         self._tap = Tap(model, [layer])
         parts = layer.split(".")
         self._around = [submodule(model, ".".join(parts[:n])) for n in range(len(parts))]
@@ -84,13 +89,20 @@ class Rider:
         if self.passes > 1 or outputs is None or not self._mine:
             return None
         try:
-            self.capture = self._tap.captures(outputs, [self._target], self._size)[0][0]
+            self.capture = self._tap.captures(outputs, [self._target], self._size, self._layout)[0][0]
         except Exception as error:
             self.problem = error
         return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, outputs)
 
 
-def why_not(model: nn.Module, inputs: Any, layer: str, target: Target, forward: Forward = call) -> str:
+def why_not(
+    model: nn.Module,
+    inputs: Any,
+    layer: str,
+    target: Target,
+    forward: Forward = call,
+    layout: Layout | None = None,
+) -> str:
     """Why nobody may ride along with this model's forward passes, found out by trying it; "" if one may.
 
     `model` is a borrowed one. Layers may compute with grad another way than without (`nn.MultiheadAttention` has a fast
@@ -108,7 +120,7 @@ def why_not(model: nn.Module, inputs: Any, layer: str, target: Target, forward: 
         return "a part of the model is compiled, and hooks do not fire there"
     inputs = as_the_model_takes_them(model, inputs)
     plain = tree_leaves(forward(model, inputs))
-    with Rider(model, layer, target, shape_of_images(inputs)[1]) as rider:
+    with Rider(model, layer, target, shape_of_images(inputs)[1], layout) as rider:
         ridden = tree_leaves(forward(model, inputs))
     if rider.problem is not None:
         return str(rider.problem)

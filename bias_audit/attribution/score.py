@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bias_audit.attribution.cam import NO_GRADIENT, ONE_SIDED, Sign, check_sign, weighted
-from bias_audit.attribution.capture import as_the_model_takes_them, capture, logits_of, scores_of
+from bias_audit.attribution.borrow import as_the_model_takes_them
+from bias_audit.attribution.cam import NO_GRADIENT, ONE_SIDED, Explanation, Sign, check_sign, weighted
+from bias_audit.attribution.capture import capture, logits_of, scores_of
 from bias_audit.attribution.inputs import take_images
 from bias_audit.attribution.layers import Forward, call
 from bias_audit.attribution.layouts import Layout
@@ -34,7 +35,7 @@ def scorecam(
     forward: Forward = call,
     layout: Layout | None = None,
     chunk: int = 64,
-) -> tuple[Tensor, Tensor, Any]:
+) -> Explanation:
     """Score-CAM: the image is masked by each channel in turn, and the scores weigh the channels.
 
     `H_k` is channel k upsampled to the image and scaled to [0, 1], `weights = softmax_k(f(X * H_k) - f(0))`, and
@@ -44,18 +45,15 @@ def scorecam(
 
     At most `chunk` masked images go through the model at once, or the batch where that is larger.
 
-    Returns:
-        Maps `(B, *places)`, scores `(B,)` and the model's outputs.
-
     Raises:
         ValueError: a sign other than "positive" and "signed", inputs without float images; and as `capture`.
 
     Example:
-        >>> from bias_audit.attribution.capture import borrowed
+        >>> from bias_audit.attribution.borrow import borrowed
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> with borrowed(net) as lent:
-        ...     maps, scores, outputs = scorecam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
-        >>> maps.shape
+        ...     found = scorecam(lent, torch.rand(5, 3, 8, 8), lambda outputs: outputs[:, 0], "1")
+        >>> found.maps.shape
         torch.Size([5, 6, 6])
     """
     check_sign(sign, ONE_SIDED, NO_GRADIENT.format("Score-CAM"))
@@ -74,7 +72,7 @@ def scorecam(
         each = torch.split(outputs, batch) if isinstance(taken.outputs, Tensor) else (outputs,)
         scores.extend(scores_of(target, o, batch).float() for o in each)
     weights = torch.stack(scores, dim=1).softmax(dim=1)
-    return weighted(weights, taken.activations, sign), taken.scores, taken.outputs
+    return Explanation(weighted(weights, taken.activations, sign), taken.scores, taken.outputs)
 
 
 def _scaled(maps: Tensor) -> Tensor:

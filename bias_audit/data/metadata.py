@@ -43,6 +43,10 @@ class Metadata:
 
     `labels` are int64 class indices `(N,)` in the order of the model's outputs. `attributes` is text `(N, A)` in the
     order of `names`, "" where a value is unknown.
+
+    Example:
+        >>> Metadata.of([0, 0, 1], {"gender": ["female", None, "male"]}).column("gender").tolist()
+        ['female', '', 'male']
     """
 
     labels: npt.NDArray[np.int64]

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from bias_audit.data.annotations import Box, Complaints, Misfit
+from bias_audit.data.dataset import DEFAULT_CACHE_BYTES, AuditDataset
 from bias_audit.data.files import near, read_bytes, unfound
 from bias_audit.data.outlines import mask_of, picture
-from bias_audit.data.samples import DEFAULT_CACHE_BYTES, AuditDataset, Decoded, PendingSample
+from bias_audit.data.samples import Decoded, PendingSample
 
 FACE_REGIONS = ("face", "eyes", "mouth", "hair", "background")
 PET_REGIONS = ("pet", "background", "border")
@@ -160,12 +161,12 @@ def face_regions(landmarks: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     up = (eyes - mouth) / rise.clamp_min(1e-9)
     across = torch.stack([-up[:, 1], up[:, 0]], dim=1)
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
-    pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=2)
+    # How far each pixel lies along both directions, `(B, H, W)`: the same for all ellipses.
+    along, beside = (v[:, :1, None] * columns + v[:, 1:, None] * rows[:, None] for v in (up, across))
 
     def within(centre: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
-        offset = pixels - centre[:, None, None]
-        a = (offset * across[:, None, None]).sum(3) / half_width[:, None]
-        b = (offset * up[:, None, None]).sum(3) / half_height[:, None]
+        a = (beside - (centre * across).sum(1)[:, None, None]) / half_width[:, None]
+        b = (along - (centre * up).sum(1)[:, None, None]) / half_height[:, None]
         inside: Tensor = a**2 + b**2 <= 1
         return inside
 
@@ -174,7 +175,7 @@ def face_regions(landmarks: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
 
     chin = mouth - 0.75 * unit * up
     face = spanning(eyes + unit * up, chin, 1.05 * unit)
-    above = ((pixels - mouth[:, None, None]) * up[:, None, None]).sum(3) > 0
+    above = along > (mouth * up).sum(1)[:, None, None]
     hair = spanning(eyes + 1.9 * unit * up, chin, 1.6 * unit) & above & ~face
     wide = torch.linalg.vector_norm(mouth_right - mouth_left, dim=1, keepdim=True) / 2 + 0.1 * unit
     found = {

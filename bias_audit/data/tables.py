@@ -10,7 +10,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -23,7 +23,7 @@ _Cell = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 class Row(BaseModel):
     """One image; `where` is its place in the file."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True)
 
     where: str
     file: _Cell

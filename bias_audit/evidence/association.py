@@ -141,7 +141,7 @@ def bias_amplification(
     as negative where less often, and as 0 where exactly as often; averaged over all pairs. 0: the predictions are
     spread over the values as the labels are; positive: the training data's association is made stronger. From -1 to 1.
 
-    This is the direction attribute to task of arXiv 2102.12594, section 4, in which both shares are of the same
+    This is the direction attribute to task of arXiv 2102.12594, in which both shares are of the same
     images. The direction task to attribute needs a model that predicts the attribute, which an audited model does not.
 
     Intervals are bootstrapped over images, within class and value.

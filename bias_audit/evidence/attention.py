@@ -6,7 +6,7 @@ method, region, class and group. Attention is not reliance: what follows from it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell, cells
 from bias_audit.records.results import SampleScores
-from bias_audit.stats import bootstrap_ratios, wilson
-from bias_audit.terms import OWN, Estimate, Subjects
+from bias_audit.stats import Indices, bootstrap_columns, wilson
+from bias_audit.terms import BY_GROUP_METRICS, OWN, Estimate, Subjects
 
-# Where the energy lies is broken down to class x group; how well a map locates, to the class.
-_BY_GROUP = ("energy_share", "enrichment")
+_GAIN = "energy_share_gain"
 
 Numbers = tuple[float | None, float | None, float | None]
 
@@ -41,14 +40,12 @@ def attention(
 
     `attributes` is `(N, A)` text in the order of `subjects.attributes`.
     """
-    columns = _Columns.of(scores, reference)
+    metrics = (*scores.metrics, _GAIN) if reference is not None else scores.metrics
     found: list[Estimate] = []
     all_cells = list(cells(scores.labels, attributes, subjects))
     for attribute, group in groupby(all_cells, key=lambda cell: cell.attribute):
-        if attribute is not None:
-            # Cells without an attribute come first: what only these need is let go.
-            columns = columns.by_group()
-        found += _estimates(list(group), columns, seed)
+        wanted = metrics if attribute is None else [metric for metric in metrics if metric in BY_GROUP_METRICS]
+        found += _estimates(list(group), _Columns.of(scores, reference, wanted), seed)
     for cell in all_cells:
         if cell.attribute is None:
             found += _coverage(cell, scores)
@@ -57,69 +54,88 @@ def attention(
 
 @dataclass(frozen=True)
 class _Columns:
-    """H per-image quantities, each a numerator over a denominator `(N, H)`, both 0 where it is not valid.
+    """H per-image quantities, each a numerator over a denominator, both 0 where it is not valid.
 
-    `names` are the metric, method and region of each. They are most of what is held of many images: a denominator is 1
-    or an area, and loses nothing as float32. `infinite` `(H,)` counts the images where it is infinite, which a metric
-    of the user's own may be.
+    `names` are the metric, method and region of each; `places` `(3, H)` where these are in the scores, and `before`
+    where the share is in those of the reference, of a gain. They are made of the scores when they are needed: all
+    columns of many images take more room than the scores.
     """
 
     names: list[tuple[str, str, str]]
-    infinite: npt.NDArray[np.int64]
-    numerators: npt.NDArray[np.float64]
-    denominators: npt.NDArray[np.float32]
+    scores: SampleScores
+    reference: SampleScores | None
+    places: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: SampleScores, reference: SampleScores | None) -> _Columns:
-        metrics = (*scores.metrics, "energy_share_gain") if reference is not None else scores.metrics
+    def of(cls, scores: SampleScores, reference: SampleScores | None, metrics: Sequence[str]) -> _Columns:
         names = [
             (metric, method, region) for method in scores.methods for region in scores.regions for metric in metrics
         ]
-        shape = len(scores.ids), len(names)
-        numerators, denominators = np.empty(shape), np.empty(shape, dtype=np.float32)
-        infinite = np.zeros(len(names), dtype=np.int64)
-        for column, (metric, method, region) in enumerate(names):
-            if metric == "energy_share_gain" and reference is not None:
-                values = scores.of("energy_share", method, region).astype(np.float64)
-                values -= reference.of("energy_share", method, region)
-            else:
-                values = scores.of(metric, method, region).astype(np.float64)
-            weight = scores.areas[:, scores.regions.index(region)] if metric == "enrichment" else np.float32(1)
-            infinite[column] = np.isinf(values).sum()
-            valid = np.isfinite(values)
-            numerators[:, column] = np.where(valid, values * weight, 0)
-            denominators[:, column] = np.where(valid, weight, 0)
-        return cls(names, infinite, numerators, denominators)
+        shares = [("energy_share" if m == _GAIN else m, method, region) for m, method, region in names]
+        before = np.zeros((3, 0), dtype=np.int64) if reference is None else _places(reference, shares)
+        return cls(names, scores, reference, _places(scores, shares), before)
 
-    def by_group(self) -> _Columns:
-        """Those that are broken down to groups."""
-        kept = [i for i, (metric, _, _) in enumerate(self.names) if metric in _BY_GROUP]
-        if len(kept) == len(self.names):
-            return self
-        names = [self.names[i] for i in kept]
-        return _Columns(names, self.infinite[kept], self.numerators[:, kept], self.denominators[:, kept])
+    def __call__(self, images: Indices, some: slice) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        """Numerators and denominators `(n, h)` of some images and columns."""
+        values = self._values(images, some)
+        weighted = np.array([metric == "enrichment" for metric, _, _ in self.names[some]])[:, None]
+        areas = self.scores.areas[images, self.places[2, some, None]]
+        weights = np.where(weighted, areas, np.float32(1))
+        valid = np.isfinite(values)
+        return np.where(valid, values * weights, 0).T, np.where(valid, weights, 0).T
+
+    def _values(self, images: Indices, some: slice) -> npt.NDArray[np.float64]:
+        metric, method, region = self.places[:, some, None]
+        values: npt.NDArray[np.float64] = self.scores.values[metric, method, images, region].astype(np.float64)
+        gained = [i for i, (name, _, _) in enumerate(self.names[some]) if name == _GAIN]
+        if self.reference is not None and gained:
+            metric, method, region = self.before[:, some, None][:, gained]
+            values[gained] -= self.reference.values[metric, method, images, region]
+        return values
+
+    def counts(self, subsets: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """How many images of each subset `(N, C)` are valid, `(C, H)`, and on how many of all a column is infinite.
+
+        Infinite is what a metric of the user's own may be.
+        """
+        everyone = np.arange(len(subsets))
+        valid = np.empty((subsets.shape[1], len(self.names)), dtype=np.int64)
+        infinite = np.empty(len(self.names), dtype=np.int64)
+        for column in range(len(self.names)):
+            this = slice(column, column + 1)
+            shown = self(everyone, this)[1] > 0
+            valid[:, column] = np.count_nonzero(subsets & shown, axis=0)
+            infinite[column] = np.isinf(self._values(everyone, this)).sum()
+        return valid, infinite
+
+
+def _places(scores: SampleScores, names: list[tuple[str, str, str]]) -> npt.NDArray[np.int64]:
+    """Where the metric, method and region of each name are among the scores, `(3, H)`."""
+    axes = (scores.metrics, scores.methods, scores.regions)
+    return np.array(
+        [[axis.index(name) for name in of] for axis, of in zip(axes, zip(*names, strict=True), strict=True)]
+    )
 
 
 def _estimates(group: list[Cell], columns: _Columns, seed: int) -> Iterator[Estimate]:
     """The estimates of cells that share their strata, from one set of resamples."""
     pairs = [(cell, name) for cell in group for name in columns.names]
-    numerators, denominators = columns.numerators, columns.denominators
     subsets = np.stack([cell.members for cell in group], axis=1)
-    valid = denominators > 0
-    counts = np.concatenate([valid[cell.members].sum(0) for cell in group])
+    counts, infinite = columns.counts(subsets)
     # Of a thousand classes most may have one image, of which there is no interval.
     several = subsets.sum(0) > 1
     numbers_of = np.full((3, len(group), len(columns.names)), np.nan)
     if several.any():
-        found = bootstrap_ratios(numerators, denominators, group[0].strata, seed=seed, subsets=subsets[:, several])
+        found = bootstrap_columns(columns, len(columns.names), group[0].strata, seed=seed, subsets=subsets[:, several])
         numbers_of[:, several] = np.reshape(found, (3, -1, len(columns.names)))
     with np.errstate(invalid="ignore"):
         for place in np.flatnonzero(~several):
-            alone = subsets[:, place]
-            numbers_of[0, place] = (numerators[alone] / denominators[alone])[0]
+            numerators, denominators = columns(np.flatnonzero(subsets[:, place]), slice(None))
+            numbers_of[0, place] = (numerators / denominators)[0]
     value, low, high = numbers_of.reshape(3, -1)
     for i, (cell, (metric, method, region)) in enumerate(pairs):
-        n = int(counts[i])
+        n = int(counts.flat[i])
         numbers: Numbers = (float(value[i]), float(low[i]), float(high[i])) if n else (None, None, None)
         reason = "" if n else f"no image with {region} and a heatmap that is not silent"
         column = i % len(columns.names)
@@ -127,9 +143,9 @@ def _estimates(group: list[Cell], columns: _Columns, seed: int) -> Iterator[Esti
         if of_hits and n > 1 and value[i] in (0.0, 1.0) and low[i] == high[i]:
             # Resampling images that all hit, or all miss, gives no width either.
             numbers = wilson(round(float(value[i]) * n), n)
-        if columns.infinite[column]:
+        if infinite[column]:
             # Without these images it would look better, or worse, than it is.
-            numbers, reason = (None, None, None), f"infinite on {columns.infinite[column]} of the audited images"
+            numbers, reason = (None, None, None), f"infinite on {infinite[column]} of the audited images"
         if n == 1:
             # Resampling one image gives it again: an interval of no width, which would look certain.
             numbers, reason = (float(value[i]), None, None), "one image gives no interval"

@@ -44,9 +44,8 @@ def cells(labels: npt.NDArray[np.int64], attributes: npt.NDArray[np.str_], subje
     for class_name, of_class in present:
         yield Cell(class_name, None, None, of_class, labels)
     for column, (attribute, values) in enumerate(subjects.attributes):
-        strata = np.unique(np.stack([labels.astype(str), attributes[:, column]]), axis=1, return_inverse=True)[
-            1
-        ].ravel()
+        known, code = np.unique(attributes[:, column], return_inverse=True)
+        strata = labels * len(known) + code
         for value in values:
             of_value = attributes[:, column] == value
             for class_name, of_class in present:

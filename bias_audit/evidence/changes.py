@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bias_audit.data.samples import AuditDataset
+from bias_audit.data.dataset import AuditDataset
 from bias_audit.evidence.association import Alignment
 from bias_audit.evidence.contents import contents
 from bias_audit.evidence.removal import FILLS, Mask, control_regions, inpainted, transplanted, widened

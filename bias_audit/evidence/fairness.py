@@ -206,7 +206,7 @@ def outcome_divergence(
 
     An image's outcome is to be right, or to be mistaken for a class. The divergence of two values is Jensen and
     Shannon's, in bits, of how their images spread over the outcomes: 0 alike, 1 without a common outcome; of more than
-    two values it is that of the pair that differs most. After arXiv 1803.09797, section 4, where the outcomes are
+    two values it is that of the pair that differs most. After arXiv 1803.09797, where the outcomes are
     correct, incorrect and neither.
 
     The divergence of few images is too large: chance alone makes them differ. Its expected excess, to second order, is

@@ -4,15 +4,13 @@ Enters: a borrowed model, images, and the functions that explain and score them.
 the map agrees with what the model does when parts of the image are removed, and how much of the map remains when the
 weights are drawn anew; and the `Estimate`s of these, which have a method and no region.
 
-Parts of an image are removed by blurring them. A patch of one colour has edges, which are a cue of their own; a blurred
-one keeps its colour and loses its content. Of a clip the same part of every frame is removed, and its map is averaged
+What is removed and how, `perturbation` says. Of a clip the same part of every frame is removed, and its map is averaged
 over time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from bias_audit.attribution.cam import Sign
-from bias_audit.attribution.sharded import draw_normal, resharding, whole
+from bias_audit.attribution.redrawn import drawable, redrawn_weights
+from bias_audit.evidence.perturbation import (
+    blurred,
+    cell_means,
+    generator_of,
+    grid_of,
+    insertion_auc,
+    occlusion_maps,
+    ranking,
+)
 from bias_audit.localization import Scored
 from bias_audit.resize import upsample
 from bias_audit.stats import bootstrap_ratios
 from bias_audit.terms import EXPLAINER_METRICS, Estimate
 
-# Cells of the occlusion map on a side, steps from the blurred image to the whole one, draws of the weights per image.
-GRID, STEPS, DRAWS = 7, 8, 4
+# Draws of the weights per image.
+DRAWS = 4
 
 Outputs = Callable[[Tensor], Tensor]
 
@@ -58,14 +65,15 @@ def fitness(
     section 5.3. Of maps that speak against the score it is the rise, of absolute maps the change.
 
     `insertion_auc` and `deletion_auc` (0 to 1) are the areas under the probability of the class while the pixels are
-    uncovered, or blurred, from the map's highest to its lowest: arXiv 1806.07421, section 3.2, in 8 steps. The `_gain`s
-    are what is won over a map of random numbers on the same grid: positive is better than chance for both. Of maps that
-    speak against the score the probability is that of the other classes.
+    uncovered, or blurred, from the map's highest to its lowest: arXiv 1806.07421, in 8 steps. The `_gain`s are what is
+    won over a map of random numbers on the same grid: positive is better than chance for both. Of maps that speak
+    against the score the probability is that of the other classes.
 
     `randomisation_similarity` (-1 to 1) is Spearman's rank correlation of a map with the map of the same image after
-    every weight was drawn anew, the mean of four draws of the image's own: arXiv 1810.03292, section 3. The sign of the
-    correlation counts. Draws that leave the map silent are left out: where an explainer shows nothing for one half of
-    all weights and the same for the other half, what it shows does not depend on them.
+    every weight was drawn anew, the mean of four draws of the image's own: after the model parameter randomization test
+    of arXiv 1810.03292. The sign of the correlation counts. Draws that leave the map silent are left out: where an
+    explainer shows nothing for one half of all weights and the same for the other half, what it shows does not depend
+    on them.
 
     It costs 50 forwards an image for occlusion, `14 (M + 1) + 2` for insertion and deletion, and 5 for the maps.
 
@@ -84,7 +92,7 @@ def fitness(
     planes = (maps.mean(dim=2) if maps.ndim == 5 else maps).nan_to_num()
     # An image's random numbers are its own: they do not depend on the images beside it.
     grid, device = planes.shape[2:], maps.device
-    chance = torch.stack([torch.rand(grid, generator=_generator(seed, device), device=device) for seed in seeds])
+    chance = torch.stack([torch.rand(grid, generator=generator_of(seed, device), device=device) for seed in seeds])
     pixels = upsample(torch.cat([planes, chance[None]]), size)
 
     def score(perturbed: Tensor, of: Tensor) -> Tensor:
@@ -138,54 +146,6 @@ def _centred_ranks(values: Tensor) -> Tensor:
     return (below + up_to - values.shape[-1]).float()
 
 
-def _generator(seed: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
-def ranking(values: Tensor, seed: int) -> Tensor:
-    """The place of each value in descending order, `(..., P)` int32 from 0; ties fall in random order."""
-    places = values.shape[-1]
-    shuffled = torch.randperm(places, generator=_generator(seed, values.device), device=values.device)
-    order = shuffled[values[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
-    ascending = torch.arange(places, dtype=torch.int32, device=values.device).expand(values.shape)
-    return torch.empty_like(ascending.contiguous()).scatter_(-1, order, ascending)
-
-
-def blurred(images: Tensor) -> Tensor:
-    """Images `(..., H, W)` blurred by a Gaussian whose standard deviation is a 14th of the shorter side.
-
-    Half a cell of the occlusion grid: what is smaller than a cell is gone. At the edge the kernel ends.
-    """
-    height, width = images.shape[-2:]
-    sigma = min(height, width) / (2 * GRID)
-    rows, columns = (_gaussian(n, sigma, images.device) for n in (height, width))
-    return torch.einsum("Hh,...hw,Ww->...HW", rows, images.float(), columns).to(images.dtype)
-
-
-def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
-    places = torch.arange(length, device=device)
-    weights = torch.exp(-((places[:, None] - places) / sigma).square() / 2)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def grid_of(size: tuple[int, int]) -> tuple[int, int]:
-    """Cells of the occlusion map for images of this size: no more than there are pixels."""
-    return min(GRID, size[0]), min(GRID, size[1])
-
-
-def _cell_of_each(length: int, cells: int, device: torch.device) -> Tensor:
-    return torch.arange(length, device=device) * cells // length
-
-
-def cell_means(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mean of `(..., H, W)` over each cell of the grid, `(..., rows, columns)`."""
-    averages = []
-    for length, cells in zip(pixels.shape[-2:], grid, strict=True):
-        members = nn.functional.one_hot(_cell_of_each(length, cells, pixels.device), cells).float()
-        averages.append(members / members.sum(dim=0))
-    return torch.einsum("...hw,hr,wc->...rc", pixels, averages[0], averages[1])
-
-
 def class_probability(outputs: Tensor, classes: Tensor) -> Tensor:
     """The softmax probability of each image's class, `(B,)`; of a head with one logit, the sigmoid's."""
     if outputs.shape[1] == 1:
@@ -193,112 +153,11 @@ def class_probability(outputs: Tensor, classes: Tensor) -> Tensor:
     return outputs.softmax(dim=1).gather(1, classes[:, None])[:, 0]
 
 
-# Scores of perturbed images `(n,)`, given which image each was `(n,)`.
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-def _scores_where(
-    score: Score,
-    images: Tensor,
-    fill: Tensor,
-    variants: int,
-    keep: Callable[[Tensor, Tensor], Tensor],
-    batch_size: int,
-) -> Tensor:
-    """The scores `(B, variants)` of images of which only `keep(image, variant)`, bool `(n, H, W)`, is not filled."""
-    count, found = len(images) * variants, []
-    same_in_all = [1] * (images.ndim - 3)
-    for start in range(0, count, batch_size):
-        pair = torch.arange(start, min(start + batch_size, count), device=images.device)
-        of, variant = pair // variants, pair % variants
-        kept = keep(of, variant)
-        kept = kept.view(len(pair), *same_in_all, *kept.shape[1:])
-        found.append(score(torch.where(kept, images[of], fill[of]), of))
-    return torch.cat(found).view(len(images), variants)
-
-
-def occlusion_maps(score: Score, images: Tensor, fill: Tensor, batch_size: int) -> Tensor:
-    """How far the score falls when a cell of the image is filled, `(B, rows, columns)`."""
-    height, width = images.shape[-2:]
-    rows, columns = grid_of((height, width))
-    row = _cell_of_each(height, rows, images.device)
-    column = _cell_of_each(width, columns, images.device)
-    cell = row[:, None] * columns + column
-    # The last variant fills no cell: it is the image itself.
-    scores = _scores_where(
-        score, images, fill, rows * columns + 1, lambda _, variant: cell != variant[:, None, None], batch_size
-    )
-    return (scores[:, -1:] - scores[:, :-1]).view(-1, rows, columns)
-
-
-def insertion_auc(probability: Score, images: Tensor, fill: Tensor, ranks: Tensor, batch_size: int) -> Tensor:
-    """The area under the probability while pixels are put into the fill in the order of their ranks, `(K, B)`, 0 to 1.
-
-    `ranks` `(K, B, H, W)` from 0 to `HW - 1`, K orders for each image. By the trapezoid rule over 8 equal steps.
-    """
-    orders, inner = len(ranks), STEPS - 1
-    pixels = images.shape[-2] * images.shape[-1]
-
-    def keep(of: Tensor, variant: Tensor) -> Tensor:
-        order = (variant // inner).clamp(max=orders - 1)
-        # After the orders' own steps come, once for all of them, the fill and the whole image.
-        step = torch.where(variant < orders * inner, variant % inner + 1, (variant - orders * inner) * STEPS)
-        return ranks[order, of] * STEPS < (step * pixels)[:, None, None]
-
-    scores = _scores_where(probability, images, fill, orders * inner + 2, keep, batch_size)
-    between = scores[:, :-2].reshape(-1, orders, inner).transpose(0, 1)
-    ends = scores[:, -2:].expand(orders, -1, -1)
-    curve = torch.cat([ends[..., :1], between, ends[..., 1:]], dim=2)
-    return torch.trapezoid(curve, dx=1 / STEPS, dim=2)
-
-
-@contextmanager
-def redrawn_weights(model: nn.Module) -> Iterator[Callable[[int], None]]:
-    """A function that draws every weight of the model anew from a seed; on leaving each is what it was, bit for bit.
-
-    Weights come from a normal distribution around 0 with the root mean square of the tensor that they are drawn for, so
-    that every layer keeps its scale. Tensors of one number stay: a temperature or an exponent says nothing of places,
-    and not every value of it gives a number. Buffers, such as BatchNorm's statistics, stay as well. Tensors are
-    overwritten in place: optimizers, averages and tied weights keep theirs, and so does a graph that waits for its
-    backward pass.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> before = net.weight.detach().clone()
-        >>> with redrawn_weights(net) as redraw:
-        ...     redraw(0)
-        ...     changed = bool((net.weight != before).all())
-        >>> changed, bool((net.weight == before).all())
-        (True, True)
-    """
-    reshard = resharding(model)
-    reshard()
-    kept = [(p, p.detach().clone()) for p in model.parameters()]
-    drawn = [(p, whole(original).float().square().mean().sqrt()) for p, original in kept if _drawable(p)]
-
-    def redraw(seed: int) -> None:
-        reshard()
-        generators = {device: _generator(seed, device) for device in {p.device for p, _ in drawn}}
-        for p, scale in drawn:
-            draw_normal(p, scale, generators[p.device])
-
-    try:
-        yield redraw
-    finally:
-        reshard()
-        for p, original in kept:
-            p.data.copy_(original)
-
-
-def _drawable(p: nn.Parameter) -> bool:
-    return p.is_floating_point() and p.numel() > 1
-
-
 def _randomisation_similarity(
     model: nn.Module, explained: Explained, images: Tensor, classes: Tensor, maps: Tensor, seeds: Sequence[int]
 ) -> Tensor:
     """`(M, B)`, NaN where no draw gives a map."""
-    if not any(_drawable(p) for p in model.parameters()):
+    if not any(drawable(p) for p in model.parameters()):
         return torch.full_like(maps[..., 0, 0], torch.nan)
     found = []
     with redrawn_weights(model) as redraw:

@@ -1,154 +1,25 @@
 """Evidence (b): what becomes of the decision when a region is removed, or its cue swapped.
 
-Enters: the logits of each image and of its changed versions. Leaves: `Effects` per image, and `Estimate`s. What a
-removal does is compared with what the removal of a control region does in the same image: the difference is the effect.
+Enters: `Effects` per image. Leaves: `Estimate`s. What a removal does is compared with what the removal of a control
+region does in the same image: the difference is the effect.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from bias_audit.attribution.targets import BinaryLogit, ClassLogit
 from bias_audit.evidence.association import Alignment
 from bias_audit.evidence.cells import Cell, cells
-from bias_audit.evidence.changes import Change, Changes, Kind
+from bias_audit.evidence.effects import EFFECTS, Effects, Floats
 from bias_audit.evidence.removal import FILLS
-from bias_audit.ranks import ALONE, Ranks
 from bias_audit.stats import bootstrap_ratios, newcombe, wilson
-from bias_audit.terms import Estimate, Subjects
-
-Floats = npt.NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What the changes did to each of N images; S spurious regions, A attributes. NaN, or -1, where nothing was tried.
-
-    `removal` and `control` `(4, N, S)`, in the order of `EFFECTS`: by how much the decided class's margin changes, the
-    fall of the target's score, the fall of that margin, and whether the decision changes, when the region, or on
-    average a control region, is in-painted. `margin` `(N,)` is that margin before. `fill` and
-    `fill_control` `(F, N, S)`: whether the decision changes when it is filled in each of the ways of `FILLS`.
-    `swapped` and `swap_control` int64 `(N, A, S + 1)`: the decisions with another value's cue, and with another image's
-    cue of the same value; the last of S + 1 is the user's swap. `noise` `(2, N)`: how often an image is right with
-    noise on all but the object, and on the object alone. `decisions` `(N,)`. `label_fall` `(N, S)`: the fall of the
-    label's margin when the region is in-painted, beyond that of control regions.
-    """
-
-    removal: Floats
-    control: Floats
-    margin: Floats
-    fill: Floats
-    fill_control: Floats
-    swapped: npt.NDArray[np.int64]
-    swap_control: npt.NDArray[np.int64]
-    noise: Floats
-    decisions: npt.NDArray[np.int64]
-    label_fall: Floats
-
-
-def responses(
-    changes: Changes,
-    outputs: Callable[[Tensor], Tensor],
-    batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-    ranks: Ranks = ALONE,
-) -> Tensor:
-    """The logits `(N, V, C)` of each image under each change, NaN where it cannot be made.
-
-    `outputs` gives the logits `(B, C)` of pictures `(B, 3, H, W)`; `progress(images done, images)` is called after each
-    batch.
-    """
-    made = ranks.shared(changes.count, changes.made)
-    shown = [(image, number) for image, numbers in enumerate(made) for number in numbers]
-    batches = [shown[start : start + batch_size] for start in range(0, len(shown), batch_size)]
-
-    def logits_of(batch: int) -> Tensor:
-        return outputs(torch.stack([changes.picture(*place) for place in batches[batch]])).float()
-
-    def done(batch: int, _: int) -> None:
-        progress(batches[batch - 1][-1][0] + 1, changes.count)
-
-    every = torch.cat(ranks.shared(len(batches), logits_of, done))
-    found = every.new_full((changes.count, len(changes.list), every.shape[1]), torch.nan)
-    images, numbers = zip(*shown, strict=True)
-    found[list(images), list(numbers)] = every
-    return found
-
-
-def effects(logits: Tensor, scores: Tensor, labels: Tensor, changes: Sequence[Change]) -> tuple[Tensor, ...]:
-    """The fields of `Effects`, as tensors on the logits' device.
-
-    Args:
-        logits: `(N, V, C)`, of each image under each of the V `changes`, the first of which is none; NaN where a change
-            cannot be made.
-        scores: `(N, V)`, the target's.
-        labels: int64 `(N,)`.
-    """
-    made = logits.isfinite().all(dim=2)
-    decisions = torch.where(made, _decided(logits), -1)
-    margins = _margins_of(logits, decisions[:, :1])
-    flips = torch.where(made & made[:, :1], (decisions != decisions[:, :1]).float(), torch.nan)
-    falls = margins[:, :1] - margins
-    of_label = _margins_of(logits, labels[:, None])
-    label_falls = torch.where(made & made[:, :1], of_label[:, :1] - of_label, torch.nan)
-    changed = torch.stack([falls.abs(), scores[:, :1] - scores, falls, flips])
-    changed = torch.where(made & made[:, :1], changed, torch.nan)
-    regions = sorted({c.region for c in changes if c.kind == "removal"})
-    attributes = 1 + max((c.attribute for c in changes), default=-1)
-
-    def columns(kind: Kind, region: int = -1, attribute: int = -1, detail: str = "") -> list[int]:
-        wanted = Change(kind, region, attribute, detail)
-        return [v for v, change in enumerate(changes) if change == wanted]
-
-    def by_region(values: Tensor, kind: Kind, detail: str = "") -> Tensor:
-        """Of values `(..., N, V)` the mean over the changes of a kind, `(..., N, S)`."""
-        found = [values[..., columns(kind, r, detail=detail)].nanmean(dim=-1) for r in regions]
-        return torch.stack(found, dim=-1) if found else values[..., :0]
-
-    def by_attribute(kind: Kind) -> Tensor:
-        rows = []
-        for a in range(attributes):
-            places = [columns(kind, r, a) for r in (*regions, -1)]
-            nothing = decisions.new_full((len(decisions),), -1)
-            rows.append(torch.stack([decisions[:, p[0]] if p else nothing for p in places], dim=1))
-        return torch.stack(rows, dim=1) if rows else decisions.new_full((len(decisions), 0, len(regions) + 1), -1)
-
-    right = torch.where(made, (decisions == labels[:, None]).float(), torch.nan)
-    return (
-        by_region(changed, "removal"),
-        by_region(changed, "control"),
-        margins[:, 0],
-        torch.stack([by_region(flips, "fill", fill) for fill in FILLS]),
-        torch.stack([by_region(flips, "fill_control", fill) for fill in FILLS]),
-        by_attribute("swap"),
-        by_attribute("swap_control"),
-        torch.stack([right[:, columns(kind)].nanmean(dim=1) for kind in ("noise_rest", "noise_object")]),
-        decisions[:, 0],
-        by_region(label_falls, "removal") - by_region(label_falls, "control"),
-    )
-
-
-def _decided(logits: Tensor) -> Tensor:
-    """The classes with the largest logits; of one logit, whether it is positive."""
-    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
-
-
-def _margins_of(logits: Tensor, classes: Tensor) -> Tensor:
-    """The margins `(N, V)` of one class for each image, `(N, 1)`: its logit minus the largest other."""
-    every = classes.clamp_min(0).expand(logits.shape[:2])
-    if logits.shape[-1] == 1:
-        return BinaryLogit(every.flatten())(logits.flatten(0, 1)).view(every.shape)
-    own = ClassLogit(every.flatten())(logits.flatten(0, 1)).view(every.shape)
-    others = logits.scatter(2, every[:, :, None], -torch.inf).amax(dim=2)
-    return own - others
+from bias_audit.terms import INPAINTING, Estimate, Subjects
 
 
 def intervention_estimates(
@@ -174,9 +45,15 @@ def intervention_estimates(
     `fill_control_flips` tell how many decisions another fill changes, in the region and in a control: by the second
     one sees what the fill itself inserts; their `method` is the fill.
 
+    A region may leave most images no room for a control region of its size: a background, what covers more than half,
+    what stands among objects. Then nothing is known beyond control regions. `fill_flips` of the method "inpainting" is
+    the share of decisions that its removal changes, whatever that of another region would: an upper bound of
+    `removal_flips`.
+
     `removal_contrast` is the part of the decision that hangs on what a region says of an attribute: half of what the
     removal takes from the label's margin where the value goes with the class, less what it takes where it does not,
-    over the mean margin, averaged over classes. What a hole does to the picture, whatever was in it, cancels.
+    over the mean margin, averaged over classes. What a hole does to the picture, whatever was in it, cancels: so it
+    needs no control regions, and only takes off what they do where most images have room for them.
 
     `swap_flips` is the share of decisions that change with the cue's value, beyond those that change with another
     image's cue of the same value. Where it is known which value goes with which class, `swap_aligned_accuracy` and
@@ -186,7 +63,7 @@ def intervention_estimates(
 
     `core_accuracy` is that with Gaussian noise on all but the object, `spurious_accuracy` with noise on the object, and
     `relative_foreground_sensitivity` (-1 to 1) is their difference over the largest that their mean allows: arXiv
-    2201.10766, section 5.
+    2201.10766.
 
     `labels` `(N,)`, `attributes` and `wanted`, the swapped values, `(N, A)`; `by_user` are the attributes that the user
     has swaps for; `shown` `(N, S)` tells which images show which region, by default all.
@@ -207,8 +84,10 @@ def intervention_estimates(
             if (attribute in by_user) == (region is None):
                 estimates += _swaps(swap, labels, every, attribute, region)
             if region is not None and value_of_class is not None:
+                removed, control = found.label_fall[:, :, s]
+                fall = removed if _lacks_controls(removed, control) else removed - control
                 # Of an image without the region nothing can be taken.
-                fall = found.label_fall[:, s] if shown is None else np.where(shown[:, s], found.label_fall[:, s], 0)
+                fall = fall if shown is None else np.where(shown[:, s], fall, 0)
                 goes = _Goes(np.array(value_of_class)[labels], attributes[:, a], labels)
                 estimates += _contrasts(fall, np.abs(found.margin), goes, subjects, attribute, region, seed)
     estimates += _noise(found.noise, seed)
@@ -270,7 +149,10 @@ class _Swap:
         return tried
 
 
-EFFECTS = ("effect", "score", "margin", "flips")
+def _lacks_controls(removed: Floats, control: Floats) -> bool:
+    """Whether most images that show a region have no control region of its size; both `(N,)`, NaN where not tried."""
+    shown = np.isfinite(removed)
+    return bool(2 * (shown & np.isfinite(control)).sum() < shown.sum())
 
 
 def _removal(found: Effects, s: int, region: str, every: list[Cell], seed: int) -> Iterator[Estimate]:
@@ -301,6 +183,10 @@ def _removal(found: Effects, s: int, region: str, every: list[Cell], seed: int) 
             reason = _why_not_removed(found, every[0].members, shown, region)
             share = _share(float(known.sum()), None, known.size)
             yield _estimate(metric, share, known.size, region, every[0], reason, fill)
+    if _lacks_controls(*(values[-1, :, s] for values in (found.removal, found.control))):
+        bare = found.removal[-1, shown, s]
+        share = _share(float(bare.sum()), None, bare.size)
+        yield _estimate("fill_flips", share, bare.size, region, every[0], "", INPAINTING)
 
 
 def _why_not_removed(found: Effects, members: npt.NDArray[np.bool_], shown: npt.NDArray[np.bool_], region: str) -> str:
@@ -428,7 +314,7 @@ def _noise(right: Floats, seed: int) -> Iterator[Estimate]:
 
 
 def _foreground_sensitivity(core: Floats, spurious: Floats) -> Floats:
-    """arXiv 2201.10766, equation 1; NaN where the mean leaves no room for a difference."""
+    """That of arXiv 2201.10766; NaN where the mean leaves no room for a difference."""
     mean = (core + spurious) / 2
     room = 2 * np.minimum(mean, 1 - mean)
     return np.where(room > 0, (core - spurious) / np.where(room > 0, room, 1), np.nan)

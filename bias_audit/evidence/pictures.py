@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.data.samples import thumbnail
+from bias_audit.data.sheet import thumbnail
 from bias_audit.evidence.changes import Changes
 from bias_audit.records.results import ChangedPictures
 from bias_audit.terms import Subjects

@@ -151,6 +151,25 @@ def _blobs(barred: Mask, size: int, count: int, rng: np.random.Generator) -> npt
 
 
 def transplanted(picture: Tensor, region: Mask, donor: Tensor, donor_region: Mask) -> Tensor:
-    """The picture with the donor's region, in its place, instead of its own: the rest of its own is in-painted."""
+    """The picture with the donor's region, in its place, instead of its own: the rest of its own is in-painted.
+
+    A region that covers more than half of the picture is a ground on which the rest stands. The rest keeps its place
+    and its shape: around it comes the donor's ground, in-painted where something stood on it. So Waterbirds was made
+    (arXiv 1911.08731), and so backgrounds are exchanged in arXiv 2006.09994.
+
+    Args:
+        picture, donor: `(C, H, W)`, of one size.
+        region, donor_region: bool `(H, W)`.
+
+    Example:
+        >>> ground = np.ones((6, 6), dtype=bool)
+        >>> ground[2:4, 2:4] = False
+        >>> dark, light = (torch.full((3, 6, 6), shade, dtype=torch.uint8) for shade in (20, 200))
+        >>> transplanted(dark, ground, light, np.roll(ground, 1, axis=0))[0, 0].tolist()
+        [200, 200, 200, 200, 200, 200]
+    """
+    if region.mean() > 0.5:
+        ground = inpainted(donor, widened(~donor_region)).to(picture.dtype)
+        return torch.where(torch.from_numpy(widened(region)), ground, picture)
     cleared = inpainted(picture, widened(region))
     return torch.where(torch.from_numpy(donor_region), donor.to(picture.dtype), cleared)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bias_audit.evidence.cells import cells
-from bias_audit.findings import Finding
-from bias_audit.gate.pairing import Key, SampleColumns, paired_changes, unpaired_change
+from bias_audit.gate.columns import SampleColumns
+from bias_audit.gate.pairing import Key, paired_changes, unpaired_change
 from bias_audit.multiplicity import exceedance_p, holm
 from bias_audit.records.history import Change
 from bias_audit.records.results import AuditSummary, SampleSheet
@@ -28,6 +28,8 @@ from bias_audit.terms import (
     REGION_METRICS,
     Estimate,
 )
+from bias_audit.verdicts.findings import Finding
+from bias_audit.wording import readable
 
 # Coverage, controls and other fills say whether numbers are sound; that one of them changed answers no question.
 _NOT_ASKED = {"coverage", "control_effect", "control_score", "control_margin", "control_flips"} | {
@@ -88,7 +90,7 @@ class Difference:
     @property
     def subject(self) -> str:
         """What differs, as a person reads it."""
-        return self.before.subject.replace("cramers_v", "Cramér's V").replace("_", " ")
+        return readable(self.before.subject)
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,9 @@ def compare_runs(a: Run, b: Run) -> Comparison:
 
 
 def _side(run: Run) -> Side:
-    trained = [i for i, audit in enumerate(run.audits) if audit.trigger != "reference"]
-    if not trained:
+    if not run.trained:
         raise ValueError(f"{run.path}: no audit of a trained model was recorded, so there is nothing to compare")
-    return Side(run, run.audits[trained[-1]], trained[-1])
+    return Side(run, run.audits[run.trained[-1]], run.trained[-1])
 
 
 def _shared(a: Side, b: Side, sheet_a: SampleSheet, sheet_b: SampleSheet, same_data: bool) -> tuple[str, ...]:
@@ -298,18 +299,16 @@ def _notes(
     if first.policy != second.policy:
         yield "The policies differ, and each verdict is by its own run's policy."
     yield from _only(a, b)
+    for caveat in dict.fromkeys((*first.caveats.values(), *second.caveats.values())):
+        whose = [letter for letter, manifest in (("A", first), ("B", second)) if caveat in manifest.caveats.values()]
+        yield f"In {' and '.join(whose)} {caveat}"
     for letter, side in (("A", a), ("B", b)):
         run = side.run
-        if run.failed:
-            yield f"{letter}: {run.failed}."
-        if run.torn:
-            yield f"{letter}: the last record was cut off while it was written."
+        yield from (f"{letter}: {reason}." for reason in run.unfinished)
         if not run.has_scores(side.index):
             yield f"{letter}: the scores of this audit were dropped, so nothing is compared image by image."
-        if not run.ended:
-            yield f"{letter}: training has not ended, or was killed; this is its last audit so far."
     for letter, its, others in (("A", of_a, of_b), ("B", of_b, of_a)):
-        names = list(dict.fromkeys(key[0].replace("_", " ") for key in its if key not in others))
+        names = list(dict.fromkeys(readable(key[0]) for key in its if key not in others))
         count = sum(key not in others for key in its)
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell
 from bias_audit.evidence.proportions import minus, paired_difference
+from bias_audit.gate.columns import SampleColumns, Values
 from bias_audit.records.history import Change
-from bias_audit.records.runs import Run
 from bias_audit.stats import Floats, Intervals, bootstrap_ratios, newcombe, wilson
 from bias_audit.terms import OWN, Estimate
 
@@ -30,75 +30,7 @@ _HITS = ("pointing_game", "removal_flips")
 _OF_GROUPS = ("accuracy_gap", "worst_group_accuracy")
 # The bootstrap of more images takes seconds, and says no more than the normal distribution.
 MOST_RESAMPLED = 5_000
-
 Key = tuple[str, str | None, str | None, str | None, str | None]
-
-
-@dataclass(frozen=True)
-class SampleColumns:
-    """What each of N images adds to the estimates of one audit; axes as in `SampleScores`.
-
-    `correct` is bool `(N,)`, `areas` `(N, R + 1)`, `values` `(K, M, N, R + 1)`, `effects` `(E, N, R)`; NaN where there
-    is no score. The effects are those of the last interventions, which may have been made at an earlier audit.
-    """
-
-    ids: tuple[str, ...]
-    metrics: tuple[str, ...]
-    methods: tuple[str, ...]
-    regions: tuple[str, ...]
-    effect_metrics: tuple[str, ...]
-    correct: npt.NDArray[np.bool_]
-    areas: npt.NDArray[np.float32]
-    values: npt.NDArray[np.float32]
-    effects: npt.NDArray[np.float32]
-
-    @classmethod
-    def of_run(cls, run: Run, index: int) -> SampleColumns:
-        """Those of a run's audit `index`, counted from 0.
-
-        Raises:
-            RecordError: the arrays of that audit, or of the one that made its interventions, cannot be read.
-        """
-        scores = run.scores(index)
-        effects, metrics = scores.effects, scores.effect_metrics
-        if not metrics:
-            # Interventions are made together, so that one age is that of all.
-            age = next((e.age for e in run.audits[index].estimates if e.metric.startswith("removal_")), 0)
-            older = run.scores(index - age) if 0 < age <= index and run.has_scores(index - age) else None
-            if older is not None and older.ids == scores.ids and older.regions == scores.regions:
-                effects, metrics = older.effects, older.effect_metrics
-        names = (scores.ids, scores.metrics, scores.methods, scores.regions, metrics)
-        return cls(*names, scores.correct, scores.areas, scores.values, effects)
-
-    def of(self, e: Estimate) -> _Values | None:
-        """Each image's own part of an estimate of this audit; None where it is not a sum over images."""
-        if not e.measured:
-            return None
-        if e.metric == "accuracy":
-            return _Values(self.correct.astype(np.float64), np.ones(len(self.ids)))
-        if e.region is None or e.region not in self.regions:
-            return None
-        region = self.regions.index(e.region)
-        if e.metric in self.metrics and e.method in self.methods:
-            values = self.values[self.metrics.index(e.metric), self.methods.index(e.method), :, region]
-            return _Values(values.astype(np.float64), self.areas[:, region].astype(np.float64))
-        # The effect is over the margin of each model's own decision: no sum over images.
-        of_sum = e.metric in self.effect_metrics and e.metric != "removal_effect"
-        if of_sum and region < self.effects.shape[-1]:
-            values = self.effects[self.effect_metrics.index(e.metric), :, region]
-            return _Values(values.astype(np.float64), np.ones(len(self.ids)))
-        return None
-
-
-@dataclass(frozen=True)
-class _Values:
-    """Each image's score, NaN where it has none, and the area of the region it is of, `(N,)` each."""
-
-    values: Floats
-    weights: Floats
-
-    def rows(self, rows: Sequence[int]) -> _Values:
-        return _Values(self.values[rows], self.weights[rows])
 
 
 @dataclass(frozen=True)
@@ -147,6 +79,95 @@ def paired_changes(
     found: dict[Key, tuple[Change, int]] = {}
     for _, group in groupby(columns, key=lambda column: column.cell.attribute):
         found |= _intervals(list(group), seed)
+    return found
+
+
+def _column(before: Estimate, after: Estimate, cell: Cell, first: Values, second: Values) -> _Column | None:
+    valid = cell.members & np.isfinite(first.values) & np.isfinite(second.values)
+    # Where a region is drawn differently, its shares are not of the same thing.
+    valid &= np.isclose(first.weights, second.weights, rtol=1e-3)
+    n = int(valid.sum())
+    if n < 2 or 2 * n < min(before.n, after.n):
+        return None
+    weights = np.where(valid, first.weights if before.metric == "enrichment" else 1.0, 0.0)
+    return _Column(before.key, cell, np.where(valid, second.values - first.values, 0.0), weights, n)
+
+
+def _intervals(columns: Sequence[_Column], seed: int) -> dict[Key, tuple[Change, int]]:
+    """The mean difference of each column; all columns have the same strata."""
+    found, drawn = {}, []
+    for c in columns:
+        if c.key[0] == "accuracy":
+            found[c.key] = Change(*_of_hits(c)), c.n
+        else:
+            drawn.append(c)
+    if not drawn:
+        return found
+    sums = np.stack([c.differences * c.weights for c in drawn], axis=1)
+    weights = np.stack([c.weights for c in drawn], axis=1)
+    strata = drawn[0].cell.strata
+    if len(strata) > MOST_RESAMPLED:
+        bounds = _normal(sums, weights, strata)
+    else:
+        bounds = bootstrap_ratios(sums, weights, strata, seed=seed)
+    for c, value, low, high in zip(drawn, *(bound.tolist() for bound in bounds), strict=True):
+        # Resampling hits that all stayed as they are gives no width, as if that were certain.
+        moves = c.differences[c.weights > 0]
+        of_hits = c.key[0] in _HITS or c.key[0].startswith(OWN)
+        stayed = low == high and of_hits and bool(np.isin(moves, (-1, 0, 1)).all())
+        found[c.key] = Change(*(_of_hits(c) if stayed else (value, low, high))), c.n
+    return found
+
+
+def _of_hits(c: _Column) -> tuple[float, float, float]:
+    moves = c.differences[c.weights > 0]
+    return paired_difference(int((moves > 0).sum()), int((moves < 0).sum()), c.n)
+
+
+def _normal(sums: Floats, weights: Floats, strata: npt.NDArray[Any]) -> Intervals:
+    """What `bootstrap_ratios` tends to: of so many images the ratio's error is normal, and drawing them takes long."""
+    value, total = sums.sum(0) / weights.sum(0), weights.sum(0)
+    deviations = (sums - value * weights) / total
+    _, codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    variance = np.zeros(len(value))
+    for code, size in enumerate(sizes.tolist()):
+        if size > 1:
+            variance += size * deviations[codes == code].var(axis=0, ddof=1)
+    half = NormalDist().inv_cdf(0.975) * np.sqrt(variance)
+    return Intervals(value, value - half, value + half)
+
+
+def group_changes(
+    before: SampleColumns,
+    after: SampleColumns,
+    shared: Sequence[str],
+    of_shared: Iterable[Cell],
+    estimates: Iterable[tuple[Estimate, Estimate]],
+) -> dict[Key, tuple[Change, int]]:
+    """The same for `accuracy_gap` and `worst_group_accuracy`, which are of groups: from the changes within the groups.
+
+    Given where it is narrower than what the two intervals give, which it is of models that mostly decide alike. Both
+    kinds are rather too wide than too narrow, and so is the narrower one. The number of images is that of the smallest
+    group.
+    """
+    rows_before, rows_after = _rows(before, shared), _rows(after, shared)
+    # Without some of the images a group may be missing whole.
+    complete = len(shared) == len(before.ids) == len(after.ids)
+    if not complete or rows_before is None or rows_after is None:
+        return {}
+    known, found = list(of_shared), {}
+    for first, second in estimates:
+        if first.metric not in _OF_GROUPS or not first.measured or not second.measured:
+            continue
+        groups = [
+            _Group.of(cell, before.correct[rows_before], after.correct[rows_after]) for cell in _compared(first, known)
+        ]
+        least = min((group.n for group in groups), default=0)
+        if len(groups) < 2 or 2 * least < min(first.n, second.n):
+            continue
+        change = _gap_change(groups) if first.metric == "accuracy_gap" else _worst_change(groups)
+        if _width(change) < _width(unpaired_change(first, second)):
+            found[first.key] = change, least
     return found
 
 
@@ -227,40 +248,6 @@ def _worst_change(groups: Sequence[_Group]) -> Change:
     return Change(min(w[0] for w in is_) - min(w[0] for w in was), min(lows), max(highs))
 
 
-def group_changes(
-    before: SampleColumns,
-    after: SampleColumns,
-    shared: Sequence[str],
-    of_shared: Iterable[Cell],
-    estimates: Iterable[tuple[Estimate, Estimate]],
-) -> dict[Key, tuple[Change, int]]:
-    """The same for `accuracy_gap` and `worst_group_accuracy`, which are of groups: from the changes within the groups.
-
-    Given where it is narrower than what the two intervals give, which it is of models that mostly decide alike. Both
-    kinds are rather too wide than too narrow, and so is the narrower one. The number of images is that of the smallest
-    group.
-    """
-    rows_before, rows_after = _rows(before, shared), _rows(after, shared)
-    # Without some of the images a group may be missing whole.
-    complete = len(shared) == len(before.ids) == len(after.ids)
-    if not complete or rows_before is None or rows_after is None:
-        return {}
-    known, found = list(of_shared), {}
-    for first, second in estimates:
-        if first.metric not in _OF_GROUPS or not first.measured or not second.measured:
-            continue
-        groups = [
-            _Group.of(cell, before.correct[rows_before], after.correct[rows_after]) for cell in _compared(first, known)
-        ]
-        least = min((group.n for group in groups), default=0)
-        if len(groups) < 2 or 2 * least < min(first.n, second.n):
-            continue
-        change = _gap_change(groups) if first.metric == "accuracy_gap" else _worst_change(groups)
-        if _width(change) < _width(unpaired_change(first, second)):
-            found[first.key] = change, least
-    return found
-
-
 def _rows(columns: SampleColumns, shared: Sequence[str]) -> list[int] | None:
     """Where the shared images stand; None where one of them is missing."""
     place = {name: i for i, name in enumerate(columns.ids)}
@@ -280,58 +267,3 @@ def unpaired_change(before: Estimate, after: Estimate) -> Change:
 def _numbers(e: Estimate) -> tuple[float, float, float]:
     assert e.value is not None and e.low is not None and e.high is not None
     return e.value, e.low, e.high
-
-
-def _column(before: Estimate, after: Estimate, cell: Cell, first: _Values, second: _Values) -> _Column | None:
-    valid = cell.members & np.isfinite(first.values) & np.isfinite(second.values)
-    # Where a region is drawn differently, its shares are not of the same thing.
-    valid &= np.isclose(first.weights, second.weights, rtol=1e-3)
-    n = int(valid.sum())
-    if n < 2 or 2 * n < min(before.n, after.n):
-        return None
-    weights = np.where(valid, first.weights if before.metric == "enrichment" else 1.0, 0.0)
-    return _Column(before.key, cell, np.where(valid, second.values - first.values, 0.0), weights, n)
-
-
-def _intervals(columns: Sequence[_Column], seed: int) -> dict[Key, tuple[Change, int]]:
-    """The mean difference of each column; all columns have the same strata."""
-    found, drawn = {}, []
-    for c in columns:
-        if c.key[0] == "accuracy":
-            found[c.key] = Change(*_of_hits(c)), c.n
-        else:
-            drawn.append(c)
-    if not drawn:
-        return found
-    sums = np.stack([c.differences * c.weights for c in drawn], axis=1)
-    weights = np.stack([c.weights for c in drawn], axis=1)
-    strata = drawn[0].cell.strata
-    if len(strata) > MOST_RESAMPLED:
-        bounds = _normal(sums, weights, strata)
-    else:
-        bounds = bootstrap_ratios(sums, weights, strata, seed=seed)
-    for c, value, low, high in zip(drawn, *(bound.tolist() for bound in bounds), strict=True):
-        # Resampling hits that all stayed as they are gives no width, as if that were certain.
-        moves = c.differences[c.weights > 0]
-        of_hits = c.key[0] in _HITS or c.key[0].startswith(OWN)
-        stayed = low == high and of_hits and bool(np.isin(moves, (-1, 0, 1)).all())
-        found[c.key] = Change(*(_of_hits(c) if stayed else (value, low, high))), c.n
-    return found
-
-
-def _of_hits(c: _Column) -> tuple[float, float, float]:
-    moves = c.differences[c.weights > 0]
-    return paired_difference(int((moves > 0).sum()), int((moves < 0).sum()), c.n)
-
-
-def _normal(sums: Floats, weights: Floats, strata: npt.NDArray[Any]) -> Intervals:
-    """What `bootstrap_ratios` tends to: of so many images the ratio's error is normal, and drawing them takes long."""
-    value, total = sums.sum(0) / weights.sum(0), weights.sum(0)
-    deviations = (sums - value * weights) / total
-    _, codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)
-    variance = np.zeros(len(value))
-    for code, size in enumerate(sizes.tolist()):
-        if size > 1:
-            variance += size * deviations[codes == code].var(axis=0, ddof=1)
-    half = NormalDist().inv_cdf(0.975) * np.sqrt(variance)
-    return Intervals(value, value - half, value + half)

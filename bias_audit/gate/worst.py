@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.gate.pairing import SampleColumns
-from bias_audit.records.results import RecordError
+from bias_audit.gate.columns import SampleColumns
+from bias_audit.records.errors import RecordError
 from bias_audit.records.runs import Run
 from bias_audit.terms import GROUP_METRICS, Estimate
 

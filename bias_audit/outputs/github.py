@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bias_audit.gate.gate import GateResult
+from bias_audit.gate.result import GateResult
+from bias_audit.gate.rows import Row, rows
 from bias_audit.outputs.markdown import render_markdown
-from bias_audit.outputs.rows import Row, rows
-from bias_audit.terminal import shortened
+from bias_audit.wording import shortened
 
 MOST = 10
 SUMMARY_BYTES = 1024 * 1024

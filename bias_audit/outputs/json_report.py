@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bias_audit.findings import Finding
-from bias_audit.gate.gate import GateResult
-from bias_audit.outputs.rows import Row, advice, rows
+from bias_audit.gate.result import GateResult
+from bias_audit.gate.rows import Row, advice, rows
 from bias_audit.terms import Outcome, Verdict
+from bias_audit.verdicts.findings import Finding
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -87,6 +87,7 @@ class GateReport(_Report):
     weights: str | None
     audited: Annotated[str | None, Field(description="When the last audit was made, ISO 8601.")]
     doubts: Annotated[tuple[str, ...], Field(description="Why the evidence may not be whole.")]
+    caveats: Annotated[tuple[str, ...], Field(description="Which regions some images lack, or have as boxes.")]
     findings: tuple[ReportedFinding, ...]
     checks: Annotated[tuple[ReportedCheck, ...], Field(description="Violated ones first.")]
 
@@ -123,6 +124,7 @@ def report(result: GateResult) -> GateReport:
         weights=None if audit is None else audit.weights,
         audited=None if audit is None else audit.created,
         doubts=result.doubts,
+        caveats=result.caveats,
         findings=tuple(_finding(finding) for finding in findings),
         checks=tuple(_check(row) for row in rows(result)),
     )

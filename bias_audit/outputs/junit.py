@@ -4,7 +4,8 @@ Enters: a `GateResult`. Leaves: XML: a test case per rule and subject; violated 
 
 GitLab shows `classname` as the suite, takes the first of two cases with one name, and shows the text of a failure,
 not its message. Jenkins splits `classname` at its last dot. The names say what was asked and nothing that was measured,
-so that a case keeps its history.
+so that a case keeps its history. What XML 1.0 has no place for is no printable character, and is replaced by
+`one_line`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from xml.etree import ElementTree
 
-from bias_audit.gate.gate import GateResult
-from bias_audit.outputs.rows import Row, advice, rows
-from bias_audit.terminal import text
+from bias_audit.gate.result import GateResult
+from bias_audit.gate.rows import Row, advice, rows
 from bias_audit.terms import Outcome
+from bias_audit.wording import one_line
 
 SUITE = "bias_audit"
 EVIDENCE = "the evidence is whole"
@@ -34,7 +35,7 @@ def render_junit(result: GateResult) -> str:
     suite = ElementTree.SubElement(root, "testsuite", {"name": SUITE, **counts, "skipped": "0", "time": "0"})
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in _properties(result):
-        ElementTree.SubElement(properties, "property", {"name": name, "value": _line(value)})
+        ElementTree.SubElement(properties, "property", {"name": name, "value": one_line(value)})
     suite.extend(cases)
     ElementTree.indent(root)
     # In ASCII, so that it is what it says it is in whatever encoding it is printed.
@@ -52,6 +53,8 @@ def _properties(result: GateResult) -> Iterable[tuple[str, object]]:
         yield "run_id", result.run_id
     if result.audit is not None:
         yield "step", result.audit.step
+    for caveat in result.caveats:
+        yield "caveat", caveat
     if advice(result):
         yield "advice", advice(result)
 
@@ -63,8 +66,8 @@ def _evidence(result: GateResult) -> ElementTree.Element:
     if not doubts and not result.checks:
         doubts = ["nothing was checked"]
     if doubts:
-        error = ElementTree.SubElement(case, "error", {"type": "inconclusive", "message": _line("; ".join(doubts))})
-        error.text = "\n".join(_line(doubt) for doubt in doubts)
+        error = ElementTree.SubElement(case, "error", {"type": "inconclusive", "message": one_line("; ".join(doubts))})
+        error.text = "\n".join(one_line(doubt) for doubt in doubts)
     return case
 
 
@@ -72,7 +75,7 @@ def _cases(found: Sequence[Row]) -> Iterable[ElementTree.Element]:
     """A case for each rule and subject; what was judged at several audits is one case."""
 
     def name(row: Row) -> tuple[str, str]:
-        rule, subject = _line(row.check.rule), _line(row.check.subject)
+        rule, subject = one_line(row.check.rule), one_line(row.check.subject)
         return f"{SUITE}.{row.metric}", rule if rule == subject else f"{rule}: {subject}"
 
     # The sort is stable: within a case, what is violated stays first.
@@ -86,7 +89,7 @@ def _case(classname: str, title: str, of_it: Sequence[Row]) -> ElementTree.Eleme
     told = "\n\n".join(_told(row) for row in of_it)
     if worst.state == "violated" or (worst.state == "inconclusive" and worst.counts):
         kind = "failure" if worst.state == "violated" else "error"
-        attributes = {"type": worst.check.outcome.value, "message": _line(f"{worst.measured}: {worst.reason}")}
+        attributes = {"type": worst.check.outcome.value, "message": one_line(f"{worst.measured}: {worst.reason}")}
         ElementTree.SubElement(case, kind, attributes).text = told
     elif worst.check.outcome is not Outcome.HELD:
         outcome = worst.check.outcome
@@ -108,9 +111,4 @@ def _told(row: Row) -> str:
         lines.append(f"images to look at: {', '.join(row.worst)}")
     if row.line is not None:
         lines.append(f"rule: line {row.line} of the policy")
-    return "\n".join(_line(line) for line in lines)
-
-
-def _line(value: object) -> str:
-    # What XML 1.0 has no place for is no printable character either, and is replaced.
-    return text(value).plain
+    return "\n".join(one_line(line) for line in lines)

@@ -13,9 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from bias_audit.gate.gate import GateResult
-from bias_audit.outputs.rows import Row, State, advice, outcome_words, rows, tally
-from bias_audit.terminal import shortened
+from bias_audit.gate.result import GateResult
+from bias_audit.gate.rows import Row, State, advice, outcome_words, rows, tally
+from bias_audit.wording import shortened
 
 # GitHub takes comments of 65,536 characters. Counted in bytes, so that no way of counting makes it too long.
 COMMENT_BYTES = 65_536
@@ -54,6 +54,7 @@ def _head(result: GateResult) -> str:
         more = f"<li>and {len(result.doubts) - _DOUBTS} more</li>" if len(result.doubts) > _DOUBTS else ""
         doubts = "".join(f"<li>{_prose(doubt)}</li>" for doubt in result.doubts[:_DOUBTS])
         parts.append(f"<p>Reasons for doubt:</p><ul>{doubts}{more}</ul>")
+    parts += [f"<p>{_prose(caveat)}</p>" for caveat in result.caveats[:_DOUBTS]]
     return "\n".join(parts) + "\n"
 
 

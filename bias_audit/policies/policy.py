@@ -10,13 +10,13 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
+    BY_GROUP_METRICS,
     COMPARING_METRICS,
     EXPLAINER_METRICS,
     GROUP_METRICS,
@@ -47,7 +47,9 @@ EACH = "each"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 def _kind_of_threshold(value: object) -> str:
@@ -108,6 +110,10 @@ class Rule(_Strict):
 
     `at` is the audit that the gate judges: the `last`, that of the `best` checkpoint, that of the `checkpoint` the gate
     is given, or `every` one of the trained model. While training runs, each audit is judged as it comes.
+
+    Example:
+        >>> Rule.model_validate({"metric": "accuracy", "class": "each", "min": 0.8}).title
+        'accuracy each >= 0.8'
     """
 
     metric: Metric
@@ -195,6 +201,10 @@ class Rule(_Strict):
         if (self.metric in REGION_METRICS or self.metric.startswith(_OF_REMOVAL)) and self.region is None:
             raise ValueError(
                 f"a rule on `{self.metric}` needs `region`: a region's name or a role ({', '.join(ROLES)})"
+            )
+        if self.metric in REGION_METRICS and self.metric not in BY_GROUP_METRICS and self.group is not None:
+            raise ValueError(
+                f"`{self.metric}` is not broken down to groups, as {' and '.join(BY_GROUP_METRICS)} are: remove `group`"
             )
         if self.metric in (*GROUP_METRICS, *ASSOCIATION_METRICS) and self.region is not None:
             raise ValueError(f"`{self.metric}` is not measured on a region: remove `region`")
@@ -308,18 +318,6 @@ class Policy(_Strict):
         if twice is not None:
             raise ValueError(f"two rules are called {twice!r}: give one of them another `name`, or remove it")
         return self
-
-    @classmethod
-    def load(cls, source: Policy | str | Path | Mapping[str, Any] | None) -> Policy:
-        """Policy from a YAML file, a TOML file (`[tool.bias_audit]`), a mapping, or None for the default.
-
-        Raises:
-            ValueError: the file cannot be read, is not YAML or TOML, or has a key or value that no policy has; the
-                message names the file, the line and the key.
-        """
-        from bias_audit.policies.file import read_policy
-
-        return read_policy(source).policy
 
     def check_names(self, subjects: Subjects, methods: Sequence[str] | None = None) -> None:
         """Raise if a rule names a region, class, attribute or method that the audit does not have.

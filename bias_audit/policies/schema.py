@@ -7,6 +7,7 @@ Enters: nothing. Leaves: the schema, made from the models that read a policy, an
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from bias_audit.policies.policy import SHORTHANDS, Policy, Rule, Tolerance
@@ -57,8 +58,8 @@ def policy_schema() -> str:
 
 
 def _said(model: type[Any]) -> str:
-    """What a model's docstring says, without its example."""
-    return " ".join((model.__doc__ or "").split("Example:")[0].split())
+    """What a model's docstring says, up to its errors and its example."""
+    return " ".join(re.split(r"\n\s*(?:Raises|Example):\n", model.__doc__ or "")[0].split())
 
 
 def _without_null(its: dict[str, Any]) -> dict[str, Any]:

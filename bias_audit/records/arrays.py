@@ -14,7 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bias_audit.records.results import ChangedPictures, PackedMasks, RecordError, SampleScores, SampleSheet, SampleTable
+from bias_audit.records.errors import RecordError
+from bias_audit.records.results import ChangedPictures, PackedMasks, SampleScores, SampleSheet, SampleTable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from bias_audit.findings import Finding
 from bias_audit.records.results import AuditSummary
 from bias_audit.terms import Estimate, Verdict
+from bias_audit.verdicts.findings import Finding
+from bias_audit.wording import readable
 
 _ALARMS = (Verdict.RELIANCE, Verdict.SUSPECTED)
 
@@ -65,11 +66,6 @@ class Onset:
         """What the last audit says."""
         return self.verdicts[-1]
 
-    @property
-    def avoidable(self) -> bool | None:
-        """Whether stopping early would have avoided it: there is an audit before it; None where it did not set in."""
-        return None if self.since is None else self.before is not None
-
     def __str__(self) -> str:
         return " ".join(filter(None, (self._say_onset(), self._say_trend(), self._say_stopping())))
 
@@ -85,7 +81,7 @@ class Onset:
         if self.leading is None or t.value is None:
             return ""
         verb = {"up": "rises", "down": "falls"}.get(t.direction, "shows no trend")
-        name = self.leading.subject.replace("_", " ")
+        name = readable(self.leading.subject)
         return f"Over the run {name} {verb}: {t.value:+.2f} [{t.low:+.2f}, {t.high:+.2f}]."
 
     def _say_stopping(self) -> str:
@@ -117,7 +113,7 @@ def onsets(audits: Sequence[AuditSummary]) -> tuple[Onset, ...]:
         audits: of one run, in order of time, such as `Run.audits`.
 
     Example:
-        >>> from bias_audit.verdict import Judgement
+        >>> from bias_audit.verdicts.judgement import Judgement
         >>> def audit(step, verdict):
         ...     finding = Finding("region", "hair", Verdict(verdict), "", (), (Verdict(verdict),))
         ...     accuracy = Estimate("accuracy", 0.8 + step / 10000, 0.75, 0.9, 100)
@@ -127,7 +123,7 @@ def onsets(audits: Sequence[AuditSummary]) -> tuple[Onset, ...]:
         Region hair: reliance since step 200 of 300. Stopping at step 100 (cleared) would have cost 2.0 points of
         accuracy [-10.0, 11.2].
     """
-    trained = [audit for audit in audits if audit.trigger != "reference"]
+    trained = [audit for audit in audits if not audit.is_reference]
     if not trained:
         return ()
     return tuple(_onset(finding, trained) for finding in trained[-1].judgement.findings)

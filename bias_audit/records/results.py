@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bias_audit.headlines import headlines
 from bias_audit.policies.policy import Policy
 from bias_audit.terms import Estimate, Subjects
-from bias_audit.verdict import Judgement
+from bias_audit.verdicts.judgement import Judgement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA_VERSION: Literal[1] = 1
+# So many numbers are shown below an audit in a notebook.
+MOST_ROWS = 20
 # Whether pictures of the audited images are kept: everywhere, in the run directory only, or nowhere.
 Thumbnails = bool | Literal["local"]
-
-
-class RecordError(ValueError):
-    """A run directory that cannot be read: the message names the file, the line and what to do."""
-
-
-class MissingEvidenceError(RecordError):
-    """Evidence that is not there, as opposed to damaged: nothing follows from what was never recorded."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +55,27 @@ class RegionCount:
         boxes = f", on {which} of them as a box" if self.boxed else ""
         return f"{self.region} is on {self.present} of {self.present + self.absent} images{boxes}"
 
+    @property
+    def caveat(self) -> str:
+        """A sentence where some images lack the region, or have it as a box; "" where all have its outline.
+
+        Example:
+            >>> RegionCount("hair", outlined=0, boxed=40, absent=8).caveat
+            'hair is on 40 of 48 images, on all of them as a box, which holds some of what lies around.'
+        """
+        around = ", which holds some of what lies around" if self.boxed else ""
+        return f"{self}{around}." if self.boxed or self.absent else ""
+
 
 class Manifest(BaseModel):
     """What a run audited and how: fixed when the run directory is made.
 
     `annotated` has a count for each region, in their order; nothing in runs of versions that did not count.
     `thumbnails` is False where the records hold no picture, and "local" where none leaves the run directory and its
-    page; then `overlays.shareable` is what may.
+    page; then `pictures.shareable` is what may.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str
@@ -88,6 +94,11 @@ class Manifest(BaseModel):
     policy: Policy
     thumbnails: Thumbnails = True
     annotated: tuple[RegionCount, ...] = ()
+
+    @property
+    def caveats(self) -> dict[str, str]:
+        """Of each region that some images lack, or whose areas are boxes, a sentence that says so."""
+        return {one.region: one.caveat for one in self.annotated if one.caveat}
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class PackedMasks:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, R, h, w)"""
+        """`(N, R, h, w)`: images, regions, and the thumbnail's rows and columns."""
         n, regions, height, _ = self.bits.shape
         return n, regions, height, self.width
 
@@ -238,6 +249,11 @@ class AuditSummary:
     judgement: Judgement
     trigger: str = "manual"
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is of the model before training, from which nothing follows."""
+        return self.trigger == "reference"
+
     def estimate(
         self,
         metric: str,
@@ -259,14 +275,36 @@ class AuditSummary:
         raise KeyError(f"no estimate {wanted}")
 
     def _repr_html_(self) -> str:
-        from bias_audit.notebook import audit_html
+        from markupsafe import Markup
 
-        return audit_html(self)
+        from bias_audit.notebook import CELL, numbers_html, verdict_html
+
+        outcome = "before training" if self.is_reference else f"policy {self.judgement.outcome}"
+        head = f"Bias audit at step {self.step}, epoch {self.epoch}, {self.weights} weights: {outcome}"
+        row = Markup(
+            '<tr><td style="{0} min-width: 9em">{1} <b>{2}</b></td><td style="{0}">{3}</td>'
+            '<td style="{0} min-width: 16em">{4}</td></tr>'
+        )
+        verdicts = [(f.kind, f.name, verdict_html(f.verdict), f.sentence) for f in self.judgement.findings]
+        rows = Markup("").join(row.format(CELL, *verdict) for verdict in verdicts)
+        whole = Markup('<div style="max-width: 110ch"><b>{}</b><table style="margin: 6px 0">{}</table>{}</div>')
+        return str(whole.format(head, rows, numbers_html(headlines(self.estimates)[:MOST_ROWS])))
 
 
 @dataclass(frozen=True)
 class AuditResult(AuditSummary):
-    """One audit, with every sample's scores; `changed` where it made interventions."""
+    """One audit, with every sample's scores; `changed` where it made interventions.
+
+    Example:
+        >>> from torch import nn
+        >>> from bias_audit import AuditPlan, audit_model
+        >>> from bias_audit.data.scenes import scene_dataset
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> few = scene_dataset({("doctor", "female"): 4, ("nurse", "male"): 4}, seed=0)
+        >>> result = audit_model(net, few, plan=AuditPlan(fitness_samples=0, intervention_samples=0))
+        >>> [finding.name for finding in result.judgement.findings], result.scores.labels.shape
+        (['face', 'hair', 'gender'], (8,))
+    """
 
     scores: SampleScores = field(compare=False, kw_only=True)
     changed: ChangedPictures | None = field(default=None, compare=False, kw_only=True)
@@ -276,7 +314,7 @@ class AuditResult(AuditSummary):
         return AuditSummary(**{f.name: getattr(self, f.name) for f in fields(AuditSummary)})
 
     def plot(self, sheet: SampleSheet | None = None, samples: int = 4) -> Figure:
-        """Verdicts, the enrichment of each region and the worst heatmaps as one figure: see `notebook.audit_figure`.
+        """Verdicts, the enrichment of each region and the worst heatmaps as one figure: see `figure.audit_figure`.
 
         Args:
             sheet: the images, such as `Auditor.sheet` or `Run.sheet()`; without, the heatmaps are shown alone.
@@ -289,7 +327,7 @@ class AuditResult(AuditSummary):
         Example:
             >>> result.plot(auditor.sheet).savefig("audit.png")  # doctest: +SKIP
         """
-        from bias_audit.notebook import audit_figure
+        from bias_audit.records.figure import audit_figure
 
         return audit_figure(self, sheet, samples)
 

@@ -3,31 +3,26 @@
 Enters: a `Survey` and what a policy asks. Leaves: a `RegionReport`, every check in it once, those too that had nothing
 to look at.
 
-A check is `violated` where something must be mended before an audit means what it says, `inconclusive` where there are
-too few images to tell, `held`, or `skipped` with the reason. A `warning` is for a person to judge and decides nothing.
-
 torch is not imported here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import kruskal
 
 from bias_audit.evidence.proportions import minus
-from bias_audit.evidence.tables import codes_of, crosstab
+from bias_audit.evidence.tables import codes_of
 from bias_audit.multiplicity import holm
+from bias_audit.regions.checked import Check, Flag, Found, Limits, RegionReport, Result, State, Table
 from bias_audit.regions.survey import Agreement, Survey
 from bias_audit.stats import Intervals, bootstrap_ratios, wilson
 
-# More than half of the smaller region claimed by both: what is looked at there is looked at in both.
-MOST_OVERLAP = 0.5
 # From this intersection over union on two outlines are commonly taken for the same thing (PASCAL VOC, IJCV 88, 2010).
 LEAST_IOU = 0.5
 # With fewer images of a group its areas are not compared: the test's distribution is one of many.
@@ -38,112 +33,12 @@ MOST_TOLD = 8
 ALPHA = 0.05
 
 
-class State(StrEnum):
-    """How a check came out, the worst first."""
-
-    VIOLATED = "violated"
-    INCONCLUSIVE = "inconclusive"
-    WARNING = "warning"
-    HELD = "held"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is asked: images for each cell of label x attribute and for each region, and how far regions may overlap."""
-
-    min_samples: int = 20
-    most_overlap: float = MOST_OVERLAP
-
-
-@dataclass(frozen=True)
-class Flag:
-    """An image that a check names, by its place in the set: what is said of it, and the region or "" for the image."""
-
-    index: int
-    region: str
-    said: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers behind a check: the last `numbers` columns are numbers."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a check found: a sentence, its numbers, and the images it names, the worst first."""
-
-    state: State
-    said: str
-    table: Table | None = None
-    flags: tuple[Flag, ...] = ()
-
-
-@dataclass(frozen=True)
-class Check:
-    """What is looked for: a name that stays, a title, and the function that looks."""
-
-    code: str
-    title: str
-    look: Callable[[Survey, Limits], Found]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A check and what it found."""
-
-    check: Check
-    found: Found
-
-
-@dataclass(frozen=True)
-class RegionReport:
-    """What all checks found, in their order."""
-
-    survey: Survey
-    limits: Limits
-    results: tuple[Result, ...]
-
-    @property
-    def state(self) -> State:
-        """`violated` if any check is, else `inconclusive` if any is, else `held`: warnings decide nothing."""
-        found = {result.found.state for result in self.results}
-        return next((state for state in (State.VIOLATED, State.INCONCLUSIVE) if state in found), State.HELD)
-
-    @property
-    def exit_code(self) -> int:
-        """0 held, 1 violated, 3 inconclusive."""
-        return {State.VIOLATED: 1, State.INCONCLUSIVE: 3}.get(self.state, 0)
-
-    @property
-    def worst_first(self) -> tuple[Result, ...]:
-        """The results, those first that must be mended."""
-        order = list(State)
-        return tuple(sorted(self.results, key=lambda result: order.index(result.found.state)))
-
-    @property
-    def headline(self) -> str:
-        """What came of it in a sentence."""
-        states = [result.found.state for result in self.results]
-        if self.state is State.HELD:
-            ran, warned = sum(state is not State.SKIPPED for state in states), states.count(State.WARNING)
-            more = f", {warned} of them with a warning" if warned else ""
-            return f"Nothing must be mended: {ran} of {len(states)} checks had something to look at{more}."
-        first, count = self.worst_first[0], states.count(self.state)
-        more = f" (and {count - 1} more)" if count > 1 else ""
-        return f"{first.check.code}{more}: {first.found.said}"
-
-
 def check_regions(survey: Survey, limits: Limits | None = None) -> RegionReport:
     """Every check of a survey.
 
     Example:
-        >>> from bias_audit.regions.survey import read_set, survey
+        >>> from bias_audit.regions.region_set import read_set
+        >>> from bias_audit.regions.survey import survey
         >>> check_regions(survey(read_set("audit.yaml"))).exit_code  # doctest: +SKIP
         0
     """
@@ -176,8 +71,7 @@ def _unannotated(survey: Survey, limits: Limits) -> Found:
 
 
 def _coverage(survey: Survey, limits: Limits) -> Found:
-    has = ~np.isnan(survey.areas)
-    count, boxes = has.sum(axis=0), survey.boxed.sum(axis=0)
+    count, boxes = _with_region(survey), survey.boxed.sum(axis=0)
     n = int(survey.measured.sum())
     rows = tuple(
         (name, role or "–", str(count[k] - boxes[k]), str(boxes[k]), str(n - count[k]))
@@ -328,32 +222,74 @@ def _p_of(groups: Iterable[npt.NDArray[np.float64]]) -> float:
 def _cells(survey: Survey, limits: Limits) -> Found:
     if not survey.of.classes:
         return Found(State.SKIPPED, "Labels are not known: give the YAML of an audit set.")
-    labels, classes = _labels(survey), survey.of.classes
-    counted = [((name, "–"), int((labels == c).sum())) for c, name in enumerate(classes)]
+    cells = sorted(_cells_of(survey, limits.min_samples), key=lambda cell: (cell.images, cell.least))
+    least, widest = limits.min_samples, "widest 95 % interval"
+    rows = tuple(
+        (
+            cell.class_name,
+            cell.group or "–",
+            str(cell.images),
+            _half_width(cell.images),
+            f"{cell.least} ({cell.region})" if cell.region else "–",
+            str(max(0, least - cell.images)),
+        )
+        for cell in cells
+    )
+    table = Table(("class", "attribute", "images", widest, "fewest with a region", "images to add"), rows, 3)
+    thin = [cell for cell in cells if cell.images < least]
+    if thin:
+        n, have = thin[0].images, "has" if len(thin) == 1 else "have"
+        said = (
+            f"{len(thin)} of {len(cells)} cells {have} fewer than {least} images; the thinnest, {thin[0].name}, has {n}"
+            + (f": a share of one half in it is known to {_half_width(n)}." if n else ".")
+        )
+        return Found(State.INCONCLUSIVE, said, table)
+    n = cells[0].images
+    said = f"Every cell has {least} images or more; in the thinnest, of {n}, a share is known to {_half_width(n)} or"
+    said = f"{said} better."
+    bare = sorted((cell for cell in cells if cell.region and cell.least < least), key=lambda cell: cell.least)
+    if bare:
+        said += (
+            f" But in {len(bare)} of {len(cells)} fewer than {least} show some region; {bare[0].region} is on "
+            f"{_images(bare[0].least)} of {bare[0].name}: what is measured in a region rests on these alone."
+        )
+    return Found(State.WARNING if bare else State.HELD, said, table)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One class, with one attribute value or all: its images, and the region that `least` of them show."""
+
+    class_name: str
+    group: str
+    images: int
+    region: str
+    least: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.class_name} with {self.group}" if self.group else self.class_name
+
+
+def _cells_of(survey: Survey, least: int) -> Iterator[_Cell]:
+    labels = _labels(survey)
+    # What is on an image whose regions do not fit it is not known, and told by another check; so are rare regions.
+    may_show = ~np.isnan(survey.areas) | ~survey.measured[:, None]
+    shown = {
+        name: may_show[:, k]
+        for k, ((name, role), images) in enumerate(zip(survey.of.regions, _with_region(survey), strict=True))
+        if role is not None and images >= least
+    }
+    groups = [("", np.ones(len(labels), dtype=np.bool_))]
     for a, (attribute, values) in enumerate(survey.of.attributes):
         codes = _codes(survey, a)
-        table = crosstab(labels[codes >= 0], codes[codes >= 0], (len(classes), len(values)))
-        counted += [
-            ((name, f"{attribute} = {value}"), int(table[c, v]))
-            for c, name in enumerate(classes)
-            for v, value in enumerate(values)
-        ]
-    counted.sort(key=lambda cell: cell[1])
-    rows = tuple((*cell, str(n), _half_width(n), str(max(0, limits.min_samples - n))) for cell, n in counted)
-    table_of = Table(("class", "attribute", "images", "widest 95 % interval", "images to add"), rows, 3)
-    thin = [(cell, n) for cell, n in counted if n < limits.min_samples]
-    if thin:
-        (name, group), n = thin[0]
-        which = name if group == "–" else f"{name} with {group}"
-        have = "has" if len(thin) == 1 else "have"
-        said = (
-            f"{len(thin)} of {len(counted)} cells {have} fewer than {limits.min_samples} images; the thinnest, "
-            f"{which}, has {n}" + (f": a share of one half in it is known to {_half_width(n)}." if n else ".")
-        )
-        return Found(State.INCONCLUSIVE, said, table_of)
-    n = counted[0][1]
-    said = f"Every cell has {limits.min_samples} images or more; in the thinnest, of {n}, a share is known to "
-    return Found(State.HELD, f"{said}{_half_width(n)} or better.", table_of)
+        groups += [(f"{attribute} = {value}", codes == v) for v, value in enumerate(values)]
+    for group, of_group in groups:
+        for c, class_name in enumerate(survey.of.classes):
+            members = of_group & (labels == c)
+            with_region = {name: int((members & has).sum()) for name, has in shown.items()}
+            region = min(with_region, key=lambda name: with_region[name], default="")
+            yield _Cell(class_name, group, int(members.sum()), region, with_region.get(region, 0))
 
 
 def _half_width(n: int) -> str:
@@ -425,6 +361,12 @@ def _mean_by_image(measured: Sequence[Agreement]) -> tuple[float, float, float, 
     if n == 1:
         return float(value[0]), 0.0, 1.0, n
     return float(value[0]), max(0.0, float(low[0])), min(1.0, float(high[0])), n
+
+
+def _with_region(survey: Survey) -> npt.NDArray[np.int64]:
+    """How many images have each region, `(R,)`."""
+    count: npt.NDArray[np.int64] = (~np.isnan(survey.areas)).sum(axis=0)
+    return count
 
 
 def _labels(survey: Survey) -> npt.NDArray[np.int64]:

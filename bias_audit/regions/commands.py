@@ -6,8 +6,6 @@ imported unless a command needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +65,8 @@ def propose(
     """
     from bias_audit.regions.propose import Options
     from bias_audit.regions.propose import propose as look
-    from bias_audit.terminal import console, print_proposals
+    from bias_audit.terminal.regions import print_proposals
+    from bias_audit.terminal.text import console
 
     found = look(
         Options(
@@ -107,6 +106,9 @@ def sample(
     annotated: Annotated[
         Path | None, typer.Option(help="Annotations in any format: images in which something is drawn are left out.")
     ] = None,
+    annotated_format: Annotated[
+        str | None, typer.Option("--from", help="The format of the annotations, where it cannot be recognised.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images, which some formats need.")] = None,
     run: Annotated[
         Path | None,
@@ -120,10 +122,13 @@ def sample(
 
     Exit codes: 0 chosen; 2 wrong input, or no image is left.
     """
-    from bias_audit.records.runs import write_whole
+    from bias_audit.atomic import write_whole
     from bias_audit.regions.choose import as_csv, choose_from_files
-    from bias_audit.terminal import console, print_choices
+    from bias_audit.terminal.regions import print_choices
+    from bias_audit.terminal.text import console
 
+    if annotated_format is not None and annotated is None:
+        raise typer.BadParameter("goes with --annotated, whose format it is", param_hint="--from")
     for source in (labels, annotated):
         if source is not None and source.exists() and output.exists() and output.samefile(source):
             raise ValueError(f"{output}: is what is read: name another file with --output")
@@ -131,7 +136,14 @@ def sample(
         raise FileExistsError(f"{output}: is there already: name another file with --output, or give --force")
     _expect_folder_of(output)
     found = choose_from_files(
-        labels, count, attributes=attribute, annotated=annotated, images=images, run=run, seed=seed
+        labels,
+        count,
+        attributes=attribute,
+        annotated=annotated,
+        format=annotated_format,
+        images=images,
+        run=run,
+        seed=seed,
     )
     write_whole(output, as_csv(found))
     print_choices(console(), found)
@@ -156,13 +168,12 @@ def convert(
 
     Exit codes: 0 written; 2 wrong input, or a format that cannot hold it.
     """
-    from rich.console import Console
-
+    from bias_audit.regions.bar import bar
     from bias_audit.regions.convert import convert as write
-    from bias_audit.terminal import text
+    from bias_audit.terminal.text import text
 
-    with Console(stderr=True).status("converting, and reading again what is written"):
-        found = write(source, to, output, source_format, images)
+    with bar("comparing what is written", "images") as progress:
+        found = write(source, to, output, source_format, images, progress)
     typer.echo(f"{found.source} to {found.to}: {found.annotations} things in {found.images} images")
     for loss in found.losses:
         typer.echo(f"lost: {text(loss).plain}")
@@ -194,9 +205,13 @@ def check(
     Exit codes: 0 nothing must be mended, 1 something must, 2 wrong usage or unreadable input, 3 too few images.
     """
     from bias_audit.policies.file import read_policy
-    from bias_audit.regions.check import Limits, check_regions
-    from bias_audit.regions.survey import read_set, survey, with_other
-    from bias_audit.terminal import console, print_region_check
+    from bias_audit.regions.bar import bar
+    from bias_audit.regions.check import check_regions
+    from bias_audit.regions.checked import Limits
+    from bias_audit.regions.region_set import read_set, with_other
+    from bias_audit.regions.survey import survey
+    from bias_audit.terminal.regions import print_region_check
+    from bias_audit.terminal.text import console
 
     if format is not None and images is None:
         raise typer.BadParameter("goes with --images: a YAML says itself what it reads", param_hint="--from")
@@ -208,7 +223,7 @@ def check(
     found = read_set(data, images, format)
     if other is not None:
         found = with_other(found, other, images)
-    with _bar("Regions") as progress:
+    with bar("Regions", "images") as progress:
         report = check_regions(survey(found, progress), asked)
     print_region_check(console(), report)
     if output is not None:
@@ -222,16 +237,3 @@ def _expect_folder_of(output: Path | None) -> None:
     """Said before anything is read, which may take long."""
     if output is not None and not output.parent.is_dir():
         raise ValueError(f"{output}: the folder {output.parent} is not there: make it, or name another file")
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over images on standard error, gone at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    screen = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, of: bars.update(task, completed=done, total=of)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from bias_audit.data.annotations import AnnotatedImage, Annotations, Box, Complaints, Outline
 from bias_audit.data.files import size_of, unfound
-from bias_audit.data.formats import format_of, read_annotations, recognised, write_annotations
+from bias_audit.data.formats.known import format_of, read_annotations, recognised, write_annotations
 from bias_audit.data.outlines import Mask, mask_of, rings_of, union
+from bias_audit.progress import Progress, silent
 
 # Formats that are read with their images only.
 _NEEDS_IMAGES = ("masks", "yolo")
@@ -46,7 +47,14 @@ class _Change:
     boxed: bool
 
 
-def convert(source: Path, to: str, out: Path, format: str | None = None, images: Path | None = None) -> Converted:
+def convert(
+    source: Path,
+    to: str,
+    out: Path,
+    format: str | None = None,
+    images: Path | None = None,
+    progress: Progress = silent,
+) -> Converted:
     """Write annotations in another format, whole or not at all.
 
     Args:
@@ -55,6 +63,7 @@ def convert(source: Path, to: str, out: Path, format: str | None = None, images:
         out: a path that is not there yet.
         format: that of `source`, or None to recognise it.
         images: the folder of the images.
+        progress: called with (images done, images in all) while what is written is compared with what was read.
 
     Raises:
         Misfit: all that is wrong with `source`, or that the format cannot hold.
@@ -78,22 +87,23 @@ def convert(source: Path, to: str, out: Path, format: str | None = None, images:
     try:
         write_annotations(before, made / out.name, to, images)
         after = writer.read(made / out.name, images)
-        found = Converted(
-            known, to, len(before.images), sum(len(i.annotations) for i in before.images), losses(before, after, images)
-        )
+        things = sum(len(image.annotations) for image in before.images)
+        found = Converted(known, to, len(before.images), things, losses(before, after, images, progress))
         (made / out.name).replace(out)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return found
 
 
-def losses(before: Annotations, after: Annotations, images: Path | None = None) -> tuple[str, ...]:
+def losses(
+    before: Annotations, after: Annotations, images: Path | None = None, progress: Progress = silent
+) -> tuple[str, ...]:
     """What of annotations is not in others made of them, a line for each kind of thing.
 
     Raises:
         Misfit: an image or a region of it is lost entirely.
     """
-    return (*_outlines(before, after, images), *_words(before, after))
+    return (*_outlines(before, after, images, progress), *_words(before, after))
 
 
 def _check_files(annotations: Annotations, images: Path) -> None:
@@ -135,13 +145,14 @@ def _words(before: Annotations, after: Annotations) -> Iterator[str]:
         yield f"groups of {len(set(before.groups) - set(after.groups))} of {len(before.regions)} regions are not held"
 
 
-def _outlines(before: Annotations, after: Annotations, images: Path | None) -> Iterator[str]:
+def _outlines(before: Annotations, after: Annotations, images: Path | None, progress: Progress) -> Iterator[str]:
     """How the outlines of each region have changed."""
     wrong = Complaints()
     changes: dict[str, list[_Change]] = {region: [] for region in before.regions}
     total = dict.fromkeys(before.regions, 0)
     found = {image.file: image for image in after.images}
-    for image in before.images:
+    for number, image in enumerate(before.images):
+        progress(number, len(before.images))
         there = found.get(image.file)
         if there is None and image.annotations:
             wrong.add(image.where, f"image {image.file!r}: this format loses it: use another")
@@ -155,6 +166,7 @@ def _outlines(before: Annotations, after: Annotations, images: Path | None) -> I
                 wrong.add(image.where, f"image {image.file!r}: {region!r}: this format loses it: use another")
             elif (change := _change(image, there, region)) is not None:
                 changes[region].append(change)
+    progress(len(before.images), len(before.images))
     wrong.end()
     for region, changed in changes.items():
         yield from _said(region, changed, total[region])

@@ -3,32 +3,30 @@
 Enters: a folder, and detectors: functions from pictures to annotations. Leaves: a COCO file with every image of the
 folder; each annotation says which detector made it, from which weights and at which threshold, and how sure it was.
 
-While it works, what is found goes line by line to a file beside the output, which a later call goes on from: with the
-same images and settings the output is the same, to the bit, however often it was interrupted. It is written whole, at
-the end, or not at all.
+While it works, what is found goes to a `Partial` file beside the output, which a later call goes on from: with the same
+images and settings the output is the same, to the bit, however often it was interrupted. It is written whole, at the
+end, or not at all.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Box, Complaints, Misfit, Runs
+from bias_audit.data.annotations import Annotation, Annotations, Box, Complaints, Misfit
 from bias_audit.data.files import near, size_of
-from bias_audit.data.formats import write_annotations
-from bias_audit.regions.people import REGIONS, load_people
+from bias_audit.data.formats.known import write_annotations
+from bias_audit.regions.bar import bar
+from bias_audit.regions.partial import Line, Partial, Settings, partial_of, state_of
+from bias_audit.regions.people import REGIONS
 from bias_audit.regions.pictures import Picture, chosen_files, opened, taken_size
+from bias_audit.regions.weights import load_people
 
 PROMPT = "prompt:"
 _THREADS = 4
@@ -169,7 +167,7 @@ def write_proposals(
     files = chosen_files(images, only)
     _check_output(out, force)
     regions = tuple(name for proposer in proposers for name in proposer.regions)
-    settings = _Settings(
+    settings = Settings(
         made_by=[proposer.source for proposer in proposers],
         batch_size=batch_size,
         device=device,
@@ -177,12 +175,14 @@ def write_proposals(
     )
     wrong = Complaints()
     batches = _batches(images, files, proposers, batch_size, wrong)
-    with _Partial.open(partial_of(out), settings) as partial, _bar(len(files)) as advance:
+    with Partial.open(partial_of(out), settings) as partial, bar("looking at", "images") as progress:
         todo = [batch for batch in batches if not all(partial.has(images, file) for file in batch)]
-        advance(len(files) - sum(map(len, todo)))
+        done = len(files) - sum(map(len, todo))
+        progress(done, len(files))
         for looks in _read_ahead(images, todo):
             _look(looks, proposers, partial, wrong)
-            advance(len(looks))
+            done += len(looks)
+            progress(done, len(files))
     if wrong.lines:
         raise Misfit(sorted(wrong.lines))
     annotations = Annotations(tuple(partial.done[file].image() for file in files), regions)
@@ -191,11 +191,6 @@ def write_proposals(
         write_annotations(annotations, out, "coco")
     partial_of(out).unlink()
     return found
-
-
-def partial_of(out: Path) -> Path:
-    """Where what is found is kept until the output is written."""
-    return out.with_name(f"{out.name}.partial.jsonl")
 
 
 def _asked(using: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -264,13 +259,13 @@ def _read_ahead(images: Path, batches: Sequence[Sequence[str]]) -> Iterator[list
     with ThreadPoolExecutor(_THREADS) as threads:
         ahead: deque[list[_Looked]] = deque()
         for batch in batches:
-            ahead.append([_Looked(f, _state(images, f), threads.submit(opened, images / f)) for f in batch])
+            ahead.append([_Looked(f, state_of(images, f), threads.submit(opened, images / f)) for f in batch])
             if len(ahead) > 1:
                 yield ahead.popleft()
         yield from ahead
 
 
-def _look(batch: Sequence[_Looked], proposers: Sequence[Proposer], partial: _Partial, wrong: Complaints) -> None:
+def _look(batch: Sequence[_Looked], proposers: Sequence[Proposer], partial: Partial, wrong: Complaints) -> None:
     """All detectors look at a batch; what they find is kept once all have."""
     whole = [(one, picture) for one in batch if (picture := wrong.attempt(one.picture.result)) is not None]
     if not whole:
@@ -283,7 +278,7 @@ def _look(batch: Sequence[_Looked], proposers: Sequence[Proposer], partial: _Par
             f"{len(pictures)} images at once are too many for the device's memory: give a smaller --batch-size"
         ) from error
     for (one, picture), *found in zip(whole, *each, strict=True):
-        partial.add(_Line.of(one, picture, [annotation for some in found for annotation in some]))
+        partial.add(Line.of(one.file, one.state, picture.size, [annotation for some in found for annotation in some]))
     partial.sync()
 
 
@@ -291,168 +286,3 @@ def _found(region: str, annotations: Annotations) -> Found:
     own = [[a for a in image.annotations if a.region == region] for image in annotations.images]
     boxes = sum(isinstance(a.outline, Box) for some in own for a in some)
     return Found(region, sum(map(bool, own)), sum(map(len, own)), boxes)
-
-
-def _state(images: Path, file: str) -> tuple[int, int]:
-    """A file's length and the time of its last change: another image in its place is looked at again."""
-    found = (images / file).stat()
-    return found.st_size, found.st_mtime_ns
-
-
-class _Settings(BaseModel):
-    """What the found depends on beside the images; the first line of the file."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    made_by: list[str]
-    batch_size: int
-    device: str
-    torch: str
-
-
-class _Thing(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    region: str
-    runs: str | None
-    box: tuple[float, float, float, float] | None
-    score: float | None
-    source: str
-    instance: int | None
-
-
-class _Line(BaseModel):
-    """An image that all detectors have looked at."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    file: str
-    state: tuple[int, int]
-    size: tuple[int, int]
-    things: list[_Thing]
-
-    @staticmethod
-    def of(one: _Looked, picture: Picture, found: Iterable[Annotation]) -> _Line:
-        """What was found in an image."""
-        things = []
-        for each in found:
-            runs, edges = None, None
-            if isinstance(each.outline, Box):
-                edges = (each.outline.left, each.outline.top, each.outline.right, each.outline.bottom)
-            elif isinstance(each.outline, Runs) and isinstance(each.outline.counts, str):
-                runs = each.outline.counts
-            else:
-                raise TypeError(f"expected a box or compressed runs, got {each.outline!r}")
-            things.append(
-                _Thing(
-                    region=each.region,
-                    runs=runs,
-                    box=edges,
-                    score=each.score,
-                    source=each.source,
-                    instance=each.instance,
-                )
-            )
-        return _Line(file=one.file, state=one.state, size=picture.size, things=things)
-
-    def image(self) -> AnnotatedImage:
-        """The same as an annotated image."""
-        found = tuple(
-            Annotation(
-                thing.region,
-                Runs(thing.runs or "", self.size) if thing.box is None else Box(*thing.box),
-                thing.score,
-                thing.source,
-                thing.instance,
-            )
-            for thing in self.things
-        )
-        return AnnotatedImage(self.file, self.size, found, self.file)
-
-
-@dataclass(frozen=True)
-class _Partial:
-    """What was found so far, in a file of lines: the settings, then an image each; a later line replaces an earlier."""
-
-    file: BinaryIO
-    done: dict[str, _Line]
-
-    @staticmethod
-    @contextmanager
-    def open(path: Path, settings: _Settings) -> Iterator[_Partial]:
-        """Begin such a file, or go on with one.
-
-        Raises:
-            ValueError: it is of other settings, or not one of these files.
-        """
-        with path.open("ab") as file:
-            lines = path.read_bytes().splitlines(keepends=True)
-            done, whole = _read(path, lines, settings)
-            # What a killed process left of its last line.
-            file.truncate(whole)
-            partial = _Partial(file, done)
-            if not whole:
-                partial._write(settings)
-                partial.sync()
-            yield partial
-
-    def has(self, images: Path, file: str) -> bool:
-        """Whether an image is done, and still the one that was looked at."""
-        return file in self.done and self.done[file].state == _state(images, file)
-
-    def add(self, line: _Line) -> None:
-        """One image more."""
-        self._write(line)
-        self.done[line.file] = line
-
-    def sync(self) -> None:
-        """All of it is on disk when this returns."""
-        try:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            # A full disk names no file.
-            raise OSError(error.errno, error.strerror, self.file.name) from error
-
-    def _write(self, line: BaseModel) -> None:
-        self.file.write(line.model_dump_json().encode() + b"\n")
-
-
-def _read(path: Path, lines: Sequence[bytes], settings: _Settings) -> tuple[dict[str, _Line], int]:
-    """The images in such a file, and how many of its bytes are whole lines."""
-    if not lines or not lines[0].endswith(b"\n"):
-        return {}, 0
-    try:
-        begun = _Settings.model_validate_json(lines[0])
-    except ValidationError as error:
-        raise ValueError(f"{path}: is not what this writes: move it away, or name another output") from error
-    other = [
-        f"{name} was {was!r}, is {settings.model_dump()[name]!r}"
-        for name, was in begun.model_dump().items()
-        if was != settings.model_dump()[name]
-    ]
-    if other:
-        raise ValueError(
-            f"{path}: was begun with other settings ({'; '.join(other)}): give those again, or remove it to begin anew"
-        )
-    done: dict[str, _Line] = {}
-    whole = len(lines[0])
-    for raw in lines[1:]:
-        try:
-            line = _Line.model_validate_json(raw)
-        except ValidationError:
-            break
-        if not raw.endswith(b"\n"):
-            break
-        done[line.file] = line
-        whole += len(raw)
-    return done, whole
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    screen = Console(stderr=True)
-    columns = (TextColumn("looking at"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task("", total=total)
-        yield lambda more: bars.advance(task, more)

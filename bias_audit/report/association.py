@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bias_audit.records.runs import Run
+from bias_audit.report.numbers import interval, signed
 from bias_audit.terms import Estimate
 
 # A table that a reader can take in; classes and values that lean most are kept, the rest is counted.
@@ -113,8 +114,8 @@ def _cell(e: Estimate | None, count: int | None) -> HeatCell:
     if e is None or not e.measured or e.value is None:
         return HeatCell("unknown", "", (e.reason if e is not None else "") or note, "unknown", 0)
     side = "together" if e.value > 0 else "apart"
-    value, _, interval = _signed(e).partition(" ")
-    return HeatCell(value, interval, note, side, round(_STRONGEST * min(1.0, abs(e.value))))
+    value, _, ends = signed(e).partition(" ")
+    return HeatCell(value, ends, note, side, round(_STRONGEST * min(1.0, abs(e.value))))
 
 
 def _counts(run: Run) -> dict[tuple[str, str], int]:
@@ -133,19 +134,13 @@ def _counts(run: Run) -> dict[tuple[str, str], int]:
 def _strength(v: Estimate) -> str:
     if not v.measured:
         return f"Cramér’s V is unknown: {v.reason or 'it was not measured'}."
-    return (
-        f"Cramér’s V {v.value:.2f} [{v.low:.2f}, {v.high:.2f}], n = {v.n:,} (0: independent, 1: one tells the other)."
-    )
+    return f"Cramér’s V {interval(v, 2)}, n = {v.n:,} (0: independent, 1: one tells the other)."
 
 
 def _amplification(e: Estimate | None) -> list[str]:
     if e is None or not e.measured:
         return []
-    return [f"The predictions lean further than the labels by {_signed(e)} (bias amplification)."]
-
-
-def _signed(e: Estimate) -> str:
-    return f"{e.value:+z.2f} [{e.low:+z.2f}, {e.high:+z.2f}]".replace("-", "−")
+    return [f"The predictions lean further than the labels by {signed(e)} (bias amplification)."]
 
 
 def _left_out(run: Run, values: Sequence[str], table: _Table) -> list[str]:

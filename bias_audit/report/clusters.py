@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import vl_convert
 
+from bias_audit.atomic import write_whole
 from bias_audit.evidence.clusters import ClassClusters, Cluster, layout, ranked, spray
-from bias_audit.records.runs import Run, write_whole
-from bias_audit.report.marks import legible, method_name, thin
+from bias_audit.records.runs import Run
+from bias_audit.report.series import method_name, thin
+from bias_audit.report.svg import legible
 
 MOST_CLASSES, MOST_POINTS = 8, 500
 _SIDE, _THUMBNAILS = 150, 3

@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from bias_audit.findings import Finding
+from bias_audit.atomic import write_whole
 from bias_audit.gate.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.headlines import is_headline
-from bias_audit.overlays import opened, outlined, overlay
+from bias_audit.overlays import overlay
+from bias_audit.records.pictures import opened, outlined
 from bias_audit.records.results import SampleScores, SampleSheet
-from bias_audit.records.runs import write_whole
-from bias_audit.report.marks import method_name, svg
+from bias_audit.report.numbers import interval, minus, signed
 from bias_audit.report.pages import content_security_policy, data_uri, resource, template
-from bias_audit.terms import OWN, REGION_METRICS, Estimate
+from bias_audit.report.series import method_name
+from bias_audit.report.svg import svg
+from bias_audit.terms import OWN, REGION_METRICS
+from bias_audit.verdicts.findings import Finding
 
 MOST_IMAGES, MOST_ROWS, MOST_DRAWN = 24, 400, 14
 _SIDE = 176
@@ -240,18 +243,10 @@ def _dumbbells(key: str, differences: Sequence[Difference], unit: str) -> Markup
 
 def _row(d: Difference) -> _Row:
     c = d.change
-    change = "–" if c.value is None else _minus(f"{c.value:+z.3f} [{c.low:+z.3f}, {c.high:+z.3f}]")
+    change = signed(c, 3)
     n = f"{min(d.before.n, d.after.n)}*" if d.pairs is None else str(d.pairs)
     why = c.reason if d.state == "unknown" else ""
-    return _Row(d.subject, _interval(d.before), _interval(d.after), change, n, why or d.state)
-
-
-def _interval(e: Estimate) -> str:
-    return _minus(f"{e.value:z.3f} [{e.low:z.3f}, {e.high:z.3f}]") if e.measured else "–"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+    return _Row(d.subject, interval(d.before), interval(d.after), change, n, why or d.state)
 
 
 def _method(found: Comparison) -> str | None:
@@ -301,7 +296,7 @@ def _pairs(found: Comparison, thumbnails: bool) -> list[_Pair]:
             _half(side, scores, sheet, method, rows[k][i], float(shares[k][i, r]))
             for k, (side, scores, sheet) in enumerate(zip((found.a, found.b), of, sheets, strict=True))
         ]
-        change = _minus(f"{float(shares[1][i, r] - shares[0][i, r]):+.2f}")
+        change = minus(f"{float(shares[1][i, r] - shares[0][i, r]):+.2f}")
         label = found.a.run.manifest.subjects.classes[of[0].labels[rows[0][i]]]
         pairs.append(_Pair(names[i], label, regions[r], change, *halves))
     return pairs

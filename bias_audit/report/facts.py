@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from bias_audit.findings import Finding, explainers
 from bias_audit.records.history import onsets
 from bias_audit.records.results import AuditSummary, RegionCount
 from bias_audit.records.runs import Run
-from bias_audit.report.marks import method_name
+from bias_audit.report.numbers import interval
+from bias_audit.report.series import method_name
 from bias_audit.terms import INTERVENTION_METRICS, Estimate, Verdict
+from bias_audit.verdicts.explainers import explainers
+from bias_audit.verdicts.findings import Finding
 
 # A line is read at a glance; what does not fit is among the findings.
 MOST_NAMED = 3
@@ -113,7 +115,7 @@ def _where(findings: Sequence[Finding]) -> str:
 
 
 def _since(run: Run) -> str:
-    trained = [audit for audit in run.audits if audit.trigger != "reference"]
+    trained = [audit for audit in run.audits if not audit.is_reference]
     found = [onset for onset in onsets(run.audits) if onset.since is not None]
     if not found:
         return "–"
@@ -139,7 +141,7 @@ def _for_whom(run: Run) -> str:
         over_all = next((e for e in last.estimates if e.metric == "accuracy" and not (e.class_name or e.group)), None)
         whom = f"for class {lowest.class_name} " if lowest.class_name else ""
         beside = f", {over_all.value:.2f} over all" if over_all is not None and over_all.measured else ""
-        said.append(f"accuracy is lowest {whom}where {lowest.group}: {_plain(lowest)}{beside}")
+        said.append(f"accuracy is lowest {whom}where {lowest.group}: {interval(lowest, 2)}{beside}")
     else:
         said.append("no accuracy by group was measured")
     alarmed = [f.name for f in last.judgement.findings if f.kind == "region" and f.verdict in _ALARMS]
@@ -153,7 +155,7 @@ def _for_whom(run: Run) -> str:
     if looks:
         most = max(looks, key=lambda e: e.value or 0.0)
         said.append(
-            f"{most.region} is looked at most in class {most.class_name}: {_plain(most)} times its area "
+            f"{most.region} is looked at most in class {most.class_name}: {interval(most, 2)} times its area "
             f"({method_name(most.method or '')})"
         )
     return _sentence(said)
@@ -225,10 +227,6 @@ def _coverage(audit: AuditSummary) -> str:
     least = min(covered, key=lambda e: e.value if e.value is not None else math.inf)
     where = "" if (least.value or 0) >= 1 else f", least on {least.region} ({method_name(least.method or '')})"
     return f"{100 * (least.value or 0):.0f} % of images scored{where}"
-
-
-def _plain(e: Estimate) -> str:
-    return f"{e.value:z.2f} [{e.low:z.2f}, {e.high:z.2f}]".replace("-", "−")
 
 
 def _listed(names: Sequence[str]) -> str:

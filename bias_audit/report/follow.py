@@ -12,9 +12,9 @@ import os
 import sys
 import threading
 
-from bias_audit.records.results import MissingEvidenceError
+from bias_audit.records.errors import MissingEvidenceError
 from bias_audit.records.runs import RunReader
-from bias_audit.report import write_report
+from bias_audit.report.page import write_report
 
 # Said rather than left to the end of the input, which does not come while a forked worker of the training's lives.
 END = "end"

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-from bias_audit.overlays import heat_colours, opened
+from bias_audit.overlays import heat_colours
+from bias_audit.records.pictures import opened
 from bias_audit.records.runs import Run
-from bias_audit.report.marks import method_name, svg, thin
 from bias_audit.report.pages import data_uri
+from bias_audit.report.series import method_name, thin
+from bias_audit.report.svg import svg
 
 if TYPE_CHECKING:
     from bias_audit.evidence.clusters import ClassClusters, Cluster

@@ -2,46 +2,35 @@
 
 Enters: `Series` of estimates, limits, and the steps at which something set in. Leaves: a `Chart`, or a small `Panel`.
 
-The SVG takes its colours from the page's CSS variables, so that it follows the reader's light or dark theme. Nothing is
-kept between calls and no random number is drawn, so charts can be drawn on any thread.
+Nothing is kept between calls and no random number is drawn, so charts can be drawn on any thread.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import vl_convert
 from markupsafe import Markup
 
-from bias_audit.terms import REMAINDER, Estimate, Role, Subjects
+from bias_audit.report.numbers import interval
+from bias_audit.report.series import Event, Line, Reading, Series, thin
+from bias_audit.report.svg import svg
+from bias_audit.terms import Estimate
 
 # A longer history is thinned evenly: a chart has a few hundred pixels, and nobody reads a thousand rows or columns.
-MOST_ROWS, MOST_COLUMNS, MOST_CELLS, MOST_SERIES, MOST_POINTS_MARKED = 60, 24, 600, 6, 12
+MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 60, 24, 600
+MOST_SERIES, MOST_POINTS_MARKED = 6, 12
 # As many lines of text fit above a chart.
 MOST_EVENTS = 3
-
 WIDTH, HEIGHT, LEFT, RIGHT = 208, 150, 36, 128
 LABEL_PX, EVENT_PX = 12, 13
-METHOD_NAMES = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
-
-_HUES_OF_ROLE: dict[Role, tuple[str, ...]] = {
-    "object": ("green", "blue", "sky"),
-    "spurious": ("vermillion", "purple", "orange"),
-    "context": ("sky", "orange", "blue"),
-}
-HUES = ("blue", "vermillion", "green", "purple", "orange", "sky")
-DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (4, 2), (1, 3))
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Whole steps, and thousands by their letter only where numbers would be long.
 _STEPS: dict[str, Any] = {
     "tickMinStep": 1,
     "grid": False,
     "labelExpr": "datum.value < 10000 ? format(datum.value, 'd') : format(datum.value, '~s')",
 }
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -77,99 +66,13 @@ class Panels:
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a series is told from the others: by hue, dash and point shape at once."""
+class Question:
+    """What a reader asks, how to read the answer, and the charts that answer it."""
 
-    hue: str
-    dash: tuple[int, ...]
-    shape: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An estimate of the audit at `step`; `measured_at` is the step at which it was measured."""
-
-    step: int
-    measured_at: int
-    estimate: Estimate
-
-    @property
-    def carried(self) -> bool:
-        """Whether it is an earlier measurement that still stands."""
-        return self.estimate.age > 0
-
-
-@dataclass(frozen=True)
-class Series:
-    """A named line: for each audit its reading, None where the audit has no such estimate."""
-
-    name: str
-    style: Style
-    readings: tuple[Reading | None, ...]
-
-    @property
-    def last(self) -> float | None:
-        """The value measured last."""
-        return last_value(self.readings)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A horizontal reference, such as a limit of the policy."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """A step at which something set in."""
-
-    step: int
-    label: str
-
-
-def thin(count: int, most: int) -> list[int]:
-    """At most `most` of the indices `0 .. count - 1`, evenly spaced, the first and the last among them.
-
-    Example:
-        >>> thin(7, 4)
-        [0, 2, 4, 6]
-    """
-    if count <= most:
-        return list(range(count))
-    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
-
-
-def region_styles(subjects: Subjects) -> dict[str, Style]:
-    """A style for each region and the remainder: solid for objects, dashed for spurious ones, dotted for the rest."""
-    styles: dict[str, Style] = {}
-    used: dict[Role, int] = {}
-    for name, role in subjects.regions:
-        rank = used[role] = used.get(role, -1) + 1
-        hues = _HUES_OF_ROLE[role]
-        dash = {"object": DASHES[0], "spurious": DASHES[(1, 3, 4)[rank % 3]], "context": DASHES[2]}[role]
-        styles[name] = Style(hues[rank % len(hues)], dash, SHAPES[len(styles) % len(SHAPES)])
-    styles[REMAINDER] = Style("grey", DASHES[5], "circle")
-    return styles
-
-
-def named(items: Iterable[tuple[str, tuple[Reading | None, ...]]]) -> list[Series]:
-    """Series that have no style of their own, each told from the others."""
-    return [
-        Series(name, Style(HUES[i % len(HUES)], DASHES[i % len(DASHES)], SHAPES[i % len(SHAPES)]), readings)
-        for i, (name, readings) in enumerate(items)
-    ]
-
-
-def method_name(method: str) -> str:
-    """The explanation method as papers write it."""
-    return METHOD_NAMES.get(method, method)
-
-
-def last_value(readings: Sequence[Reading | None]) -> float | None:
-    """The value measured last, None where none was."""
-    return next((r.estimate.value for r in reversed(readings) if r is not None and r.estimate.measured), None)
+    title: str
+    text: str
+    charts: tuple[Chart, ...]
+    panels: Panels | None = None
 
 
 def domain_of(readings: Iterable[Reading | None], references: Iterable[float]) -> tuple[float, float]:
@@ -318,66 +221,7 @@ def table(series: Sequence[Series], steps: Sequence[int]) -> tuple[tuple[str, ..
 
 def cell(e: Estimate | None) -> str:
     """An estimate as a table has it: value, interval and the number of images."""
-    if e is None or not e.measured:
-        return "–"
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}], n = {e.n}".replace("-", "−")
-
-
-def swatch(style: Style) -> Markup:
-    """A short piece of a series' line, for a key in text."""
-    dash = " ".join(map(str, style.dash))
-    return Markup('<svg class="swatch" viewBox="0 0 26 10"><path d="M0 5H26" stroke="var(--{})" {}/></svg>').format(
-        style.hue, Markup('stroke-dasharray="{}"').format(dash) if style.dash != DASHES[0] else ""
-    )
-
-
-def svg(key: str, spec: dict[str, Any], *, left: int, right: int, top: int, bottom: int) -> Markup:
-    """A Vega-Lite specification as SVG that can stand in a page beside others.
-
-    Args:
-        key: stands in front of the ids in the SVG.
-        left, right, top, bottom: pixels around the plot, for axes and names.
-    """
-    axis = {
-        "labelColor": "var(--muted)",
-        "titleColor": "var(--muted)",
-        "titleFontWeight": "normal",
-        "domainColor": "var(--axis)",
-        "tickColor": "var(--axis)",
-        "gridColor": "var(--grid)",
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titlePadding": 6,
-        "labelFlush": False,
-    }
-    invalid = {"invalid": "break-paths-show-domains"}
-    config = {
-        "aria": False,
-        "background": None,
-        # Only measured with this; the page's own font takes over, as `_inline` leaves none in the SVG.
-        "font": "sans-serif",
-        "view": {"stroke": None},
-        "axis": axis,
-        "line": invalid,
-        "area": invalid,
-    }
-    # A fixed frame instead of a fitted one: plots of one row are then equally large, whatever their labels.
-    frame = {"autosize": "none", "padding": {"left": left, "top": top, "right": right, "bottom": bottom}}
-    return Markup(_inline(vl_convert.vegalite_to_svg(legible({**spec, **frame, "config": config})), key))
-
-
-def legible(spec: Any) -> Any:
-    """A specification without the characters that no SVG may hold: at one of them vl_convert aborts the process.
-
-    Example:
-        >>> legible({"text": ["bell\\x07", 1]})
-        {'text': ['bell�', 1]}
-    """
-    if isinstance(spec, str):
-        return _NOT_XML.sub("\ufffd", spec)
-    if isinstance(spec, dict):
-        return {key: legible(value) for key, value in spec.items()}
-    return [legible(value) for value in spec] if isinstance(spec, list | tuple) else spec
+    return f"{interval(e, 2)}, n = {e.n}" if e is not None and e.measured else "–"
 
 
 def _rows(series: Sequence[Series], steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -484,20 +328,3 @@ def _reading(reading: Reading | None) -> str:
     if reading.carried and reading.estimate.measured:
         return f"as at step {reading.measured_at}"
     return cell(reading.estimate)
-
-
-def _inline(drawing: str, key: str) -> str:
-    """The SVG fit to stand in a page beside others: as wide as its place, with its own ids and no needless bytes."""
-    # The library counts clip paths over the life of the process; renumbered, equal charts are equal bytes.
-    for number, name in enumerate(re.findall(r' id="([^"]+)"', drawing)):
-        drawing = drawing.replace(f' id="{name}"', f' id="{key}-{number}"')
-        drawing = drawing.replace(f"url(#{name})", f"url(#{key}-{number})")
-    drawing = re.sub(r' (role|aria-\w+|class|pointer-events|font-family|xmlns(:xlink)?)="[^"]*"', "", drawing)
-    drawing = re.sub(r'<path d="[^"]*" display="none"/>|<path d="M0,0h0v0h0Z"/>', "", drawing)
-    drawing = re.sub(r' (transform|d)="([^"]*)"', lambda m: f' {m[1]}="{_rounded(m[2])}"', drawing)
-    sized = r'<svg version="1.1" width="\d+" height="\d+"'
-    return re.sub(sized, '<svg class="plot" aria-hidden="true"', drawing, count=1)
-
-
-def _rounded(numbers: str) -> str:
-    return re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), numbers)

@@ -13,8 +13,8 @@
   }
 
   function view(data) {
-    // A second annotator's outlines follow those of the set.
-    const own = data.regions.filter((region) => region.role !== "second");
+    // The outlines of other annotators follow those of the set, or of the first.
+    const own = data.regions.filter((region) => !region.annotator);
     const tiles = new Map();
     let shown = [], open = null;
 
@@ -114,8 +114,9 @@
       $("more").textContent = `Show ${Math.min(PAGE, all.length - shown.length)} more`;
     }
 
-    function figure(sample, title, keep) {
-      const outlines = sample.outlines.map((d, r) => (keep(data.regions[r]) ? d : ""));
+    // What one annotator drew of an image.
+    function figure(sample, title, annotator) {
+      const outlines = sample.outlines.map((d, r) => (data.regions[r].annotator === annotator ? d : ""));
       return element("figure", {}, element("figcaption", { textContent: title }),
         stack(data.regions, { ...sample, outlines }));
     }
@@ -124,10 +125,8 @@
       open = sample;
       $("detail-title").textContent = sample.id;
       $("detail-facts").textContent = about(sample);
-      const isSecond = ({ role }) => role === "second";
-      const figures = [figure(sample, data.annotators[0] ?? "", (region) => !isSecond(region))];
-      if (data.annotators.length) figures.push(figure(sample, data.annotators[1], isSecond));
-      $("detail-maps").replaceChildren(...figures);
+      const figures = sample.seen_by.map((annotator) => figure(sample, data.annotators[annotator], annotator));
+      $("detail-maps").replaceChildren(...(data.annotators.length ? figures : [figure(sample, "", 0)]));
       $("detail-said").replaceChildren(...sample.flags.map((flag) => element("li",
         { textContent: `${data.checks[flag[0]].code}: ${flag[3]}`, className: isBad(flag) ? "wrong" : "" })));
       const cell = (text, number) => element("td", { textContent: text, className: number ? "number" : "" });

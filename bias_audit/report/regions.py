@@ -22,13 +22,13 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from bias_audit.atomic import write_whole
 from bias_audit.data.outlines import Mask
-from bias_audit.records.runs import write_whole
-from bias_audit.regions.check import RegionReport, Result
-from bias_audit.regions.survey import RegionSet
-from bias_audit.report.marks import HUES, region_styles
+from bias_audit.regions.checked import RegionReport, Result
+from bias_audit.regions.region_set import RegionSet
 from bias_audit.report.pages import content_security_policy, resource, template
 from bias_audit.report.samples import BUDGET, Blocks, outline
+from bias_audit.report.series import HUES, region_styles
 from bias_audit.terms import Subjects
 
 MOST_SHOWN = 500
@@ -129,11 +129,11 @@ def _viewer(report: RegionReport) -> _Viewer | None:
         "attributes": [{"name": name, "values": values} for name, values in found.attributes],
         "regions": _regions(found),
         "checks": [{"code": r.check.code, "state": r.found.state} for r in results],
-        "annotators": [one.name for one in found.annotators[:2]],
+        "annotators": [one.name for one in found.annotators],
         "samples": samples,
     }
     text = base64.b64encode(blocks.packed(header)).decode()
-    return _Viewer(text, len(samples), len(found.items), tuple(one.name for one in found.annotators[:2]))
+    return _Viewer(text, len(samples), len(found.items), tuple(one.name for one in found.annotators))
 
 
 def _order(report: RegionReport) -> Iterator[int]:
@@ -167,20 +167,22 @@ def _bytes_of(sample: dict[str, Any]) -> float:
     return len(sample["image"]) + _LETTER * sum(map(len, sample["outlines"]))
 
 
-def _regions(found: RegionSet) -> list[dict[str, str]]:
-    """Each region with its role and hue, then, if there are two annotators, the same as drawn by the second."""
+def _regions(found: RegionSet) -> list[dict[str, Any]]:
+    """Each region with its role and hue, then, if there are annotators, the same as drawn by each but the first.
+
+    `annotator` is whose it is, by place.
+    """
     roled = tuple((name, role) for name, role in found.regions if role is not None)
     styles = region_styles(Subjects(roled, (), ()))
     hues = {
         name: HUES[i % len(HUES)] if role is None else styles[name].hue for i, (name, role) in enumerate(found.regions)
     }
-    regions = [{"name": name, "role": role or "", "hue": hues[name]} for name, role in found.regions]
-    if found.annotators:
-        other = found.annotators[1]
-        regions += [
-            {"name": f"{name}, by {other.name}", "role": "second", "hue": hues[name]} for name in found.region_names
-        ]
-    return regions
+    regions = [{"name": name, "role": role or "", "hue": hues[name], "annotator": 0} for name, role in found.regions]
+    return regions + [
+        {"name": f"{name}, by {one.name}", "role": "another", "hue": hues[name], "annotator": place}
+        for place, one in enumerate(found.annotators[1:], 1)
+        for name in found.region_names
+    ]
 
 
 def _sample(report: RegionReport, index: int, side: int) -> dict[str, Any]:
@@ -189,8 +191,8 @@ def _sample(report: RegionReport, index: int, side: int) -> dict[str, Any]:
     size = (picture.height, picture.width)
     drawn = [masks.get(name) for name in found.region_names]
     if found.annotators:
-        first, second = (one.draw(item.file, size) if item.file in one.files else {} for one in found.annotators[:2])
-        drawn = [one.get(name) for one in (first, second) for name in found.region_names]
+        by = [one.draw(item.file, size) if item.file in one.files else {} for one in found.annotators]
+        drawn = [theirs.get(name) for theirs in by for name in found.region_names]
     shrink = min(1.0, side / max(size))
     height, width = (max(1, round(length * shrink)) for length in size)
     areas = report.survey.areas[index]
@@ -201,6 +203,7 @@ def _sample(report: RegionReport, index: int, side: int) -> dict[str, Any]:
         "size": [width, height],
         "outlines": ["" if mask is None else outline(_smaller(mask, (height, width))) for mask in drawn],
         "areas": [None if np.isnan(area) else round(float(area), 5) for area in areas],
+        "seen_by": [place for place, one in enumerate(found.annotators) if item.file in one.files],
         "boxed": report.survey.boxed[index].tolist(),
         "image": _jpeg(picture, (width, height)),
     }

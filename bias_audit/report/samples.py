@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bias_audit.overlays import opened
+from bias_audit.records.panels import most_looked
+from bias_audit.records.pictures import opened
 from bias_audit.records.results import AuditSummary, ChangedPictures, SampleScores, SampleSheet
 from bias_audit.records.runs import Run
-from bias_audit.report.charts import method_name, region_styles, thin
+from bias_audit.report.series import method_name, region_styles, thin
 
 # Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.
 BUDGET = 3_200_000
@@ -230,14 +231,13 @@ def _order(
 ) -> Iterator[int]:
     """Every sample once, such that any beginning holds the worst and, beside them, some of every kind.
 
-    One by spurious share at the last audit, one by the effect of an intervention, then one from the next label x
-    attributes x correct cell, and so on.
+    One by its share on a spurious region at the last audit, one by the effect of an intervention, then one from the
+    next label x attributes x correct cell, and so on.
     """
     at = {name: i for i, name in enumerate(last.ids)}
-    columns = [last.regions.index(r) for r in spurious]
-    shares = np.nan_to_num(last.values[last.metrics.index("energy_share")][:, :, columns]).sum(-1).max(0)
-    worst = sorted(range(len(sheet.ids)), key=lambda i: -shares[at[sheet.ids[i]]] if sheet.ids[i] in at else 1.0)
-    queues = [iter(worst)]
+    rows = {name: i for i, name in enumerate(sheet.ids)}
+    worst = (last.ids[looked.row] for looked in most_looked(last, spurious, len(last.ids)))
+    queues = [iter([rows[name] for name in worst if name in rows])]
     if latest_effects.effects.size:
         effects = np.nan_to_num(latest_effects.effects[latest_effects.effect_metrics.index("removal_margin")]).max(-1)
         effect_of = dict(zip(latest_effects.ids, effects.tolist(), strict=True))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bias_audit.overlays import outlined
+from bias_audit.atomic import write_whole
 from bias_audit.records.arrays import sheet_bytes
-from bias_audit.records.runs import MANIFEST, SAMPLES, Run, manifest_bytes, write_whole
-from bias_audit.report import REPORT, render
+from bias_audit.records.files import MANIFEST, SAMPLES
+from bias_audit.records.log import manifest_bytes
+from bias_audit.records.pictures import outlined
+from bias_audit.records.runs import Run
+from bias_audit.report.page import REPORT, render
 
 
 def write_shared(run: Run, folder: Path) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bias_audit.atomic import write_whole
 from bias_audit.data.annotations import AnnotatedImage, Annotation, Annotations, Complaints, Misfit
 from bias_audit.data.files import near
 from bias_audit.data.formats import shapes
-from bias_audit.records.runs import write_whole
 
 COLUMNS = ("file", "region", "left", "top", "right", "bottom")
 MORE = ("width", "height", "score", "source", "instance")

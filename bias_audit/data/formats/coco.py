@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from bias_audit.atomic import write_whole
 from bias_audit.data.annotations import (
     AnnotatedImage,
     Annotation,
@@ -31,11 +32,11 @@ from bias_audit.data.annotations import (
     Polygons,
     Runs,
 )
-from bias_audit.data.files import leaves, read_json, top_level
+from bias_audit.data.files import leaves
 from bias_audit.data.formats import shapes
+from bias_audit.data.json_files import read_json, top_level
 from bias_audit.data.outlines import MOST_PIXELS, box_of, mask_of, runs_of
 from bias_audit.located import Loc
-from bias_audit.records.runs import write_whole
 
 # pycocotools allocates memory in proportion to a polygon's extent, so a damaged coordinate must not reach it.
 _Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]

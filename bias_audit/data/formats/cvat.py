@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bias_audit.atomic import write_whole
 from bias_audit.data.annotations import (
     AnnotatedImage,
     Annotation,
@@ -39,7 +40,6 @@ from bias_audit.data.annotations import (
 )
 from bias_audit.data.elements import Element, read_xml, root_tag, xml_bytes
 from bias_audit.data.formats import shapes
-from bias_audit.records.runs import write_whole
 
 FILE = "annotations.xml"
 SOURCES = ("manual", "auto", "semi-auto", "file", "consensus")

@@ -41,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, RootModel
 
+from bias_audit.atomic import write_whole
 from bias_audit.data.annotations import (
     AnnotatedImage,
     Annotation,
@@ -50,10 +51,10 @@ from bias_audit.data.annotations import (
     Outline,
     Polygons,
 )
-from bias_audit.data.files import leaves, read_json, top_level, unfound
+from bias_audit.data.files import leaves, unfound
 from bias_audit.data.formats import shapes
+from bias_audit.data.json_files import read_json, top_level
 from bias_audit.data.outlines import runs_of
-from bias_audit.records.runs import write_whole
 
 # Shapes that lack a label of their own, and what tells them where the label stands apart.
 _BARE = ("rectangle", "polygon", "ellipse", "brush")

@@ -38,8 +38,9 @@ from bias_audit.data.annotations import (
     Outline,
     Polygons,
 )
-from bias_audit.data.files import files_in, leaves, read_json, size_of, top_level, whole_folder
+from bias_audit.data.files import files_in, leaves, size_of, whole_folder
 from bias_audit.data.formats import shapes
+from bias_audit.data.json_files import read_json, top_level
 from bias_audit.data.outlines import Mask
 
 # The version of the files that are written: the first with masks.

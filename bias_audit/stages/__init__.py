@@ -1,0 +1,1 @@
+"""The stages of one audit, which `bias_audit.audit` runs in order."""
