@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from bias_audit.callbacks.aside import Aside
 from bias_audit.callbacks.sinks import Session
+from bias_audit.records.files import REPORT
 from bias_audit.records.results import AuditResult
 from bias_audit.report.follow import END
-from bias_audit.report.page import REPORT
 
 
 class ReportSink:

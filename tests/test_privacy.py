@@ -32,12 +32,12 @@ from bias_audit.callbacks.mlflow import MlflowSink
 from bias_audit.cli import app, main
 from bias_audit.data.sheet import describe
 from bias_audit.records.arrays import sheet_bytes
-from bias_audit.records.files import CHANGED, SAMPLES
+from bias_audit.records.files import CHANGED, REPORT, SAMPLES
 from bias_audit.records.pictures import opened, outlined
 from bias_audit.records.runs import Run
 from bias_audit.records.writing import RunDirectory
 from bias_audit.redaction import without_secrets
-from bias_audit.report.page import REPORT, write_report
+from bias_audit.report.page import write_report
 
 # Of a colour that no heatmap, no outline and no paper has.
 GREEN = (20, 220, 40)

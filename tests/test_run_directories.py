@@ -19,11 +19,13 @@ TESTS = Path(__file__).parent
 
 def test_create_sets_the_run_before_aside(tmp_path: Path) -> None:
     path = tmp_path / "run"
+    (path / "images").mkdir(parents=True)
     for number in range(3):
-        if path.exists():
+        if number:
             (path / "report.html").write_text(f"page {number - 1}")
         tiny(path, (10 + number,), run_id=f"run-{number}")
     assert find_run(tmp_path) == path
+    assert (path / "images").is_dir(), "what is not the run's own stays where it was"
     assert read_run(tmp_path).manifest.run_id == "run-2" and not (path / "report.html").exists()
     for number in range(2):
         old = path / PREVIOUS / f"run-{number}"

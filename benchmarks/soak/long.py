@@ -34,9 +34,9 @@ from benchmarks.memory import resident
 from benchmarks.soak.figures import Figure
 from bias_audit import AuditPlan
 from bias_audit.callbacks import BiasAuditCallback
-from bias_audit.records.files import AUDITS
+from bias_audit.records.files import AUDITS, REPORT
 from bias_audit.records.runs import RunReader, read_run
-from bias_audit.report.page import REPORT, write_report
+from bias_audit.report.page import write_report
 from tests.training import SIZE, Net, audit_set, trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,6 +7,8 @@ Enters: the path of a run directory, or of one above it. Leaves: the run directo
     audits.jsonl     one line per audit, each with its checksum and its predecessor's: estimates, findings, checks
     audits/*.npz     per audit the heatmaps at their own resolution and every score of every sample
     changed.npz      what the last interventions made of some images, to be looked at; absent before the first
+    report.html      the page, drawn from the records
+    wandb.json       which W&B run has them, and how many of the audits
     previous/        the runs that were here before, each a run directory
 """
 
@@ -21,6 +23,9 @@ from bias_audit.records.errors import MissingEvidenceError, RecordError
 MANIFEST, SAMPLES, AUDITS, PREVIOUS = "manifest.json", "samples.npz", "audits.jsonl", "previous"
 ARRAYS = "audits"
 CHANGED = "changed.npz"
+REPORT, WANDB = "report.html", "wandb.json"
+# What is a run's own: whatever else lies in the folder is somebody's, and stays.
+OWN = (SAMPLES, AUDITS, ARRAYS, CHANGED, REPORT, WANDB)
 # The folder in which a W&B run keeps a copy of the records, so that it can be judged wherever it is copied to.
 COPIES = "bias_audit_records"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from bias_audit.atomic import clear_leftovers, named, write_whole
 from bias_audit.records.arrays import changed_bytes, scores_bytes, sheet_bytes
 from bias_audit.records.errors import RecordError
-from bias_audit.records.files import ARRAYS, AUDITS, CHANGED, MANIFEST, PREVIOUS, SAMPLES
+from bias_audit.records.files import ARRAYS, AUDITS, CHANGED, MANIFEST, OWN, PREVIOUS, SAMPLES
 from bias_audit.records.log import Line, kind_of, line_bytes, manifest_bytes, read_manifest, sha256, whole_lines
 from bias_audit.records.results import AuditResult, AuditSummary, Manifest, SampleSheet
 from bias_audit.records.runs import Run, RunReader, stays
@@ -263,9 +263,9 @@ def _set_aside(path: Path) -> None:
         taken += 1
         target = path / PREVIOUS / f"{name}-{taken}"
     target.mkdir(parents=True, exist_ok=True)
-    for item in path.iterdir():
-        if item.name not in (PREVIOUS, _LEAVING):
-            shutil.move(item, target / item.name)
+    for name in OWN:
+        if (path / name).exists():
+            shutil.move(path / name, target / name)
     (path / _LEAVING).replace(target / MANIFEST)
 
 

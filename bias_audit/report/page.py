@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bias_audit.atomic import write_whole
+from bias_audit.records.files import REPORT
 from bias_audit.records.runs import Run, read_run
 from bias_audit.report.association import association_tables
 from bias_audit.report.charts import draw
@@ -22,7 +23,6 @@ from bias_audit.report.pages import content_security_policy, resource, template
 from bias_audit.report.samples import viewer_data
 from bias_audit.report.verdicts import check_rows, explainer_rows, finding_rows, headline
 
-REPORT = "report.html"
 MOST_HELD_SHOWN = 8
 
 

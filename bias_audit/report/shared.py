@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bias_audit.atomic import write_whole
 from bias_audit.records.arrays import sheet_bytes
-from bias_audit.records.files import MANIFEST, SAMPLES
+from bias_audit.records.files import MANIFEST, REPORT, SAMPLES
 from bias_audit.records.log import manifest_bytes
 from bias_audit.records.pictures import outlined
 from bias_audit.records.runs import Run
-from bias_audit.report.page import REPORT, render
+from bias_audit.report.page import render
 
 
 def write_shared(run: Run, folder: Path) -> None:

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from bias_audit.atomic import write_whole
 from bias_audit.callbacks.sinks import Session
 from bias_audit.records.arrays import sheet_bytes
-from bias_audit.records.files import AUDITS, CHANGED, COPIES, MANIFEST, PREVIOUS, SAMPLES
+from bias_audit.records.files import AUDITS, CHANGED, COPIES, MANIFEST, PREVIOUS, REPORT, SAMPLES, WANDB
 from bias_audit.records.log import manifest_bytes
 from bias_audit.records.results import AuditResult
 from bias_audit.redaction import described
-from bias_audit.report.page import REPORT
 
 if TYPE_CHECKING:
     import wandb
 
 # Where in the run directory it is said which W&B run has it.
-WHERE = "wandb.json"
 
 
 class SentRecords:
@@ -63,7 +61,7 @@ class SentRecords:
     def note(self, audits: int) -> None:
         """Note in the run directory which W&B run was given how many of its audits."""
         if self._is_sent:
-            write_whole(self._session.path / WHERE, where(self._run, self._session.name, audits))
+            write_whole(self._session.path / WANDB, where(self._run, self._session.name, audits))
 
     def send(self, result: AuditResult, metadata: dict[str, Any]) -> bool:
         """The run directory as of this audit: whoever downloads it can run the gate on it; False where it was not sent.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bias_audit.callbacks.aside import PATIENCE_S, Aside
 from bias_audit.callbacks.sinks import Session
-from bias_audit.callbacks.wandb.records import WHERE
 from bias_audit.callbacks.wandb.writer import WandbWriter
+from bias_audit.records.files import WANDB
 from bias_audit.records.panels import PANEL, WORST
 from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import read_run
@@ -105,7 +105,7 @@ class WandbSink:
         """How much W&B was given, and how it gets the rest."""
         path, project = self._session.path, ""
         try:
-            given = int(json.loads((path / WHERE).read_bytes())["audits"])
+            given = int(json.loads((path / WANDB).read_bytes())["audits"])
         except (OSError, ValueError, KeyError):
             # Nor is it known there where to.
             given, project = 0, f" --project {self._run.project}"

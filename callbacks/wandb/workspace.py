@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from bias_audit.callbacks.sinks import Session
 from bias_audit.callbacks.wandb.keys import MOST_CLASSES, STEP, Keys, Series
 from bias_audit.callbacks.wandb.media import MOST_CONFUSIONS
-from bias_audit.callbacks.wandb.records import WHERE
 from bias_audit.callbacks.wandb.sink import own_run
 from bias_audit.callbacks.wandb.writer import LEVELS, WandbWriter
 from bias_audit.policies.policy import Policy
 from bias_audit.records.errors import RecordError
+from bias_audit.records.files import WANDB
 from bias_audit.records.pictures import shareable
 from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import Run, read_run
@@ -341,11 +341,11 @@ def _target(run: Run, entity: str | None, project: str | None) -> Target:
     """Where the audits went, as the run directory says; what the user gives comes before it."""
     path, found = run.path, dict[str, Any]()
     try:
-        found = json.loads((path / WHERE).read_bytes())
+        found = json.loads((path / WANDB).read_bytes())
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path / WHERE}: cannot be read ({error}): remove it, and give --send") from error
+        raise RecordError(f"{path / WANDB}: cannot be read ({error}): remove it, and give --send") from error
     elsewhere = {"entity": entity, "project": project}
     same = bool(found) and all(given in (None, found.get(key)) for key, given in elsewhere.items())
     project = project or found.get("project")

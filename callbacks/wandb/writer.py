@@ -31,13 +31,14 @@ from bias_audit.callbacks.sinks import Session
 from bias_audit.callbacks.wandb.keys import MOST_CLASSES, STEP, Keys
 from bias_audit.callbacks.wandb.media import MOST_ROWS, confusions, picture, samples_table, shares, short
 from bias_audit.callbacks.wandb.records import SentRecords
+from bias_audit.records.files import REPORT
 from bias_audit.records.history import onsets
 from bias_audit.records.panels import PANEL, WORST, fixed_panel, worst
 from bias_audit.records.results import AuditResult, AuditSummary, SampleScores
 from bias_audit.records.runs import (
     read_run,
 )
-from bias_audit.report.page import REPORT, render
+from bias_audit.report.page import render
 from bias_audit.terms import Outcome, Verdict
 
 if TYPE_CHECKING:
