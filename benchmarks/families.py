@@ -139,7 +139,7 @@ class Family:
 
 
 @cache
-def _digits(part: Part) -> tuple[tuple[Floats, ...], ...]:
+def digits_of(part: Part) -> tuple[tuple[Floats, ...], ...]:
     """Of each class the digits of one part, each `(8, 8)` in [0, 1]; no digit is in two parts."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
@@ -155,7 +155,7 @@ def draw_digit(rng: np.random.Generator, label: int, value: int, look: Look) -> 
     After the decoy digits of arXiv 1703.03717, section 4, with scikit-learn's digits in the place of MNIST's.
     """
     size, block = 32, 7
-    of_label = _digits(look.part)[label]
+    of_label = digits_of(look.part)[label]
     digit = cv2.resize(of_label[rng.integers(len(of_label))], (18, 18), interpolation=cv2.INTER_LINEAR)
     top, left = rng.integers(6, 9, 2)
     bottom, right = (int(x) * (size - block) for x in rng.integers(0, 2, 2))

@@ -14,6 +14,7 @@ import vl_convert
 from pydantic import TypeAdapter
 
 from benchmarks.families import AGREEMENT, FAMILIES, KINDS
+from benchmarks.results import table
 from benchmarks.trained import NOT_USED, TESTED, USED, USES, Use
 from benchmarks.verdicts import AUDITED, RULES, Judged, Rule
 from bias_audit.stats import wilson
@@ -159,7 +160,7 @@ def _targets(study: Study) -> str:
         for target in targets(study, rule):
             outcome = target.outcome if target.outcome == "met" else f"**{target.outcome}**"
             rows.append((rule.title, target.what, target.limit, _share(target.count, target.n), outcome))
-    return _table(("rule", "what", "target", "found", "outcome"), rows)
+    return table(("rule", "what", "target", "found", "outcome"), rows)
 
 
 _TRUTH = (
@@ -177,7 +178,7 @@ def _truths(models: Sequence[Judged], families: Sequence[str]) -> str:
         numbers = f"{aligned:.2f}", f"{flipped:.2f}", f"{min(drops):.2f} to {max(drops):.2f}"
         rows.append((family, kind, str(len(cell)), *numbers, *(str(len(of_use(cell, use))) for use in USES)))
     titles = ("family", "kind", "models", "accuracy, cue aligned", "cue flipped", "drop, from and to", *USES)
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 _VERDICTS = (
@@ -200,7 +201,7 @@ def _verdicts(models: Sequence[Judged], families: Sequence[str], rule: Rule) -> 
         if mine:
             shares = (_share(count(mine, rule, verdict), len(mine)) for verdict in COLOURS)
             rows.append(("**all**", "", use, str(len(mine)), *shares))
-    return f"**{rule.title}**\n\n" + _table(("family", "kind", "the cue is", "models", *COLOURS), rows)
+    return f"**{rule.title}**\n\n" + table(("family", "kind", "the cue is", "models", *COLOURS), rows)
 
 
 def _cells(models: Sequence[Judged], families: Sequence[str]) -> Iterator[tuple[str, str, list[Judged]]]:
@@ -230,11 +231,6 @@ def _share(found: int, n: int) -> str:
         return "–"
     share, low, high = wilson(found, n)
     return f"{found}, {share:.0%} [{low:.0%}, {high:.0%}]" if found else f"0 [0%, {high:.0%}]"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def figure(study: Study) -> bytes:

@@ -5,7 +5,7 @@ Enters: `Results`. Leaves: Markdown, and a PNG of each contender's time over the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.contenders import AFTERWARDS, AUDIT, BARE, EXPLAIN, GROUPS, RIDE, TESTED
-from benchmarks.results import Block, Results, checks
+from benchmarks.results import Block, Results, checks, table
 from benchmarks.timing import Interval, Series, median_interval, ratios
 from benchmarks.workloads import SIZE
 from bias_audit import AuditPlan
@@ -82,7 +82,7 @@ def _targets(results: Results) -> str:
         (c.model, c.what, c.target, written(c.value), f"**{c.outcome}**" if c.outcome != "met" else "met")
         for c in checks(results)
     ]
-    return _table(("model", "what", "target", "measured", "outcome"), rows)
+    return table(("model", "what", "target", "measured", "outcome"), rows)
 
 
 def _timings(results: Results, model: str) -> str:
@@ -92,7 +92,7 @@ def _timings(results: Results, model: str) -> str:
         skipped = [s for s in results.skipped if (s.model, s.group) == (model, block.group)]
         rows += [(s.contender, s.reason, "", "", "") for s in skipped]
         title = f"**{model}**, {block.group}: {block.images} images in batches of {min(block.batch, block.images)}"
-        parts += [title, _table(("", "ms", "ms per image", f"ratio to {block.series[0].contender}", "rounds"), rows)]
+        parts += [title, table(("", "ms", "ms per image", f"ratio to {block.series[0].contender}", "rounds"), rows)]
         tested = _tested(block)
         parts += [tested] if tested else []
     return "\n\n".join(parts)
@@ -132,13 +132,13 @@ def _memory(results: Results) -> str:
         ratio = "" if plain is None else f"{m.added / plain.added:.2f}"
         rows.append((m.model, m.group, m.contender, f"{m.added:.0f}", ratio, more, f"{m.peak:.0f}"))
     titles = ("model", "", "contender", "MiB on top", "ratio to bare", "MiB more than bare", "MiB of the process")
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def _agreement(results: Results) -> str:
     rows = [(a.model, a.contender, str(a.images), f"{a.correlation:.5f}") for a in results.agreements]
     text = "Least correlation of a peer's map with ours, over the images of one batch; below 0.99 nothing is timed."
-    return text + "\n\n" + _table(("model", "contender", "maps", "least correlation"), rows)
+    return text + "\n\n" + table(("model", "contender", "maps", "least correlation"), rows)
 
 
 def _device(results: Results) -> str:
@@ -151,7 +151,7 @@ def _device(results: Results) -> str:
         rows.append((r.model, r.precision, str(r.batch), *numbers))
     titles = ("model", "precision", "batch", "images/s, bare", "TFLOP/s (share of a matrix product's)")
     more = ("explanation / bare", "audit / bare", "audit's memory / bare", "host waits in an audit")
-    return _table((*titles, *more), rows)
+    return table((*titles, *more), rows)
 
 
 def written(value: Interval) -> str:
@@ -160,11 +160,6 @@ def written(value: Interval) -> str:
     if value.rounds < 2:
         return f"{value.median:.{digits}f}"
     return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def plot(results: Results) -> bytes:

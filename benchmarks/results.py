@@ -1,6 +1,7 @@
 """What a run of the benchmark measured, as it is kept on disk and as it is compared with the targets.
 
-Enters: timings, memory, agreement. Leaves: `Results`, written to and read from JSON, and the `Check`s of the targets.
+Enters: timings, memory, agreement. Leaves: `Results`, written to and read from JSON, and the `Check`s of the targets;
+and what other benchmarks write too: the date, the machine, a table.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -211,6 +212,12 @@ def this_machine() -> Machine:
         device=device,
         load=load,
     )
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _version(package: str) -> str:

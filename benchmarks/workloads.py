@@ -88,7 +88,7 @@ def random_model(name: str) -> nn.Module:
     return model.eval()
 
 
-def make_workload(spec: Spec, size: int = SIZE) -> Workload:
+def make_workload(spec: Spec) -> Workload:
     """The model and its images, all decoded.
 
     Raises:
@@ -98,7 +98,7 @@ def make_workload(spec: Spec, size: int = SIZE) -> Workload:
     if spec.images < len(cells):
         raise ValueError(f"expected at least {len(cells)} images, one of each occupation and gender, got {spec.images}")
     counts = {cell: spec.images // len(cells) + (i < spec.images % len(cells)) for i, cell in enumerate(cells)}
-    audit_set = scene_dataset(counts, SEED, size, TRANSFORM)
+    audit_set = scene_dataset(counts, SEED, SIZE, TRANSFORM)
     starts = range(0, spec.images, spec.batch)
     batches = tuple(audit_set.batch(range(start, min(start + spec.batch, spec.images))) for start in starts)
     return Workload(spec, random_model(spec.model), audit_set, batches)

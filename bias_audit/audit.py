@@ -37,16 +37,10 @@ from bias_audit.policies.file import read_policy
 from bias_audit.policies.policy import Policy
 from bias_audit.progress import Progress, silent
 from bias_audit.ranks import ALONE, Ranks
+from bias_audit.records.manifest import Manifest, Thumbnails
 from bias_audit.records.pictures import outlined
-from bias_audit.records.results import (
-    AuditResult,
-    AuditSummary,
-    Manifest,
-    SampleScores,
-    SampleSheet,
-    Thumbnails,
-    now,
-)
+from bias_audit.records.results import AuditResult, AuditSummary, now
+from bias_audit.records.samples import SampleScores, SampleSheet
 from bias_audit.records.writing import RunDirectory
 from bias_audit.rng import preserved_rng
 from bias_audit.stages.interventions import EFFECT_METRICS, Intervened, Interventions

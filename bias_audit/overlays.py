@@ -15,17 +15,19 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIDE = 256
+# Of the hottest places.
+_OPACITY = 0.65
 # Black through violet and orange to pale yellow, lightness rising evenly: readable in grey and without red and green.
 _STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]])
 
 
-def overlay(picture: Image.Image, heat: npt.NDArray[np.float32], opacity: float = 0.65) -> Image.Image:
+def overlay(picture: Image.Image, heat: npt.NDArray[np.float32]) -> Image.Image:
     """`heat` `(h, w)`, 0 to 1, over `picture`, enlarged by a whole factor to about SIDE pixels; no heat, no cover."""
     factor = max(1, round(SIDE / max(picture.size)))
     size = (picture.width * factor, picture.height * factor)
     codes = np.rint(255 * np.clip(np.nan_to_num(heat), 0, 1)).astype(np.uint8)
     levels = Image.fromarray(codes).resize(size, Image.Resampling.BILINEAR)
-    cover = levels.point([round(opacity * level) for level in range(256)])
+    cover = levels.point([round(_OPACITY * level) for level in range(256)])
     levels.putpalette(_PALETTE)
     return Image.composite(levels.convert("RGB"), picture.resize(size, Image.Resampling.BICUBIC), cover)
 

@@ -22,7 +22,7 @@ from bias_audit.attribution.methods import METHODS, find_method
 from bias_audit.attribution.targets import BinaryLogit, ClassLogit, ClassMargin, Target, predicted_logit
 from bias_audit.evidence.changes import Swap
 from bias_audit.localization import ProjectedRegions, Scored
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.terms import OWN, Estimate, Subjects
 
 # Both maps come from the same activation and gradient; where the head is more than pooling and one linear layer they

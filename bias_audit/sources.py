@@ -92,7 +92,7 @@ def audited(
         OSError: the run directory cannot be written.
 
     Example:
-        >>> with audited("last.ckpt", model="mine:Net", data=Path("audit.yaml")) as path:  # doctest: +SKIP
+        >>> with audited("last.ckpt", model="mine:Net", data=Path("data.yaml")) as path:  # doctest: +SKIP
         ...     run = read_run(path)
     """
     from bias_audit.callbacks.running import RunOptions, audit_checkpoint

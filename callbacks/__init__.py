@@ -1,4 +1,6 @@
-"""bias-audit in a training: the callback, and the places its results go. Only here are Lightning and W&B imported.
+"""bias-audit in a training: the callback, and the places its results go.
+
+Only here is W&B imported, and only here and in the demo Lightning.
 
 The names below are loaded when they are first used: the processes beside the training do without Lightning.
 """

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from bias_audit.callbacks.sinks import Session
 from bias_audit.overlays import overlay
 from bias_audit.records.pictures import opened
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.wording import one_line
 
 COLUMNS = 4

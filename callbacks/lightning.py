@@ -41,7 +41,9 @@ from bias_audit.policies.file import read_policy
 from bias_audit.policies.policy import Policy
 from bias_audit.ranks import RankGoneError
 from bias_audit.records.errors import RecordError
-from bias_audit.records.results import AuditResult, AuditSummary, SampleScores, Thumbnails
+from bias_audit.records.manifest import Thumbnails
+from bias_audit.records.results import AuditResult, AuditSummary
+from bias_audit.records.samples import SampleScores
 from bias_audit.redaction import described
 from bias_audit.rng import preserved_rng
 from bias_audit.stages.riding import RideAlong

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bias_audit.records.files import PREVIOUS
-from bias_audit.records.results import AuditSummary, SampleScores
+from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import read_run
+from bias_audit.records.samples import SampleScores
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def audit_checkpoint(options: RunOptions) -> Path:
         OSError: the run directory cannot be written.
 
     Example:
-        >>> audit_checkpoint(RunOptions("mine:Net", Path("audit.yaml"), Path("run"), Path("a.ckpt")))  # doctest: +SKIP
+        >>> audit_checkpoint(RunOptions("mine:Net", Path("data.yaml"), Path("run"), Path("a.ckpt")))  # doctest: +SKIP
         PosixPath('run')
     """
     if options.out.exists() and not options.out.is_dir():
@@ -116,7 +116,7 @@ def audit_checkpoint(options: RunOptions) -> Path:
         try:
             trainer.test(audit, DataLoader(TensorDataset(torch.zeros(1))), verbose=False)
         except ProcessException as error:
-            raise _raised_by_rank(error) from error
+            raise raised_by_rank(error) from error
         except SystemExit as error:
             # Lightning's way to be interrupted, with an exit code that means "violated" here.
             if isinstance(error.__context__, KeyboardInterrupt):
@@ -188,7 +188,7 @@ def _exited(error: SystemExit) -> str:
     return f"the model ended the process (sys.exit({error.code!r})), expected it to return its outputs"
 
 
-def _raised_by_rank(error: ProcessException) -> ValueError:
+def raised_by_rank(error: ProcessException) -> ValueError:
     """What a spawned rank raised, without its traceback; or how it ended, where it had no time to say so."""
     if not isinstance(error, ProcessRaisedException):
         return ValueError(f"a rank is gone: {error}")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bias_audit.records.errors import RecordError
+from bias_audit.records.manifest import Manifest
 from bias_audit.records.pictures import shareable
-from bias_audit.records.results import AuditResult, Manifest, SampleSheet
+from bias_audit.records.results import AuditResult
+from bias_audit.records.samples import SampleSheet
 from bias_audit.records.writing import RunDirectory
 from bias_audit.redaction import without_secrets
 from bias_audit.rng import preserved_rng

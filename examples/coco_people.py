@@ -10,6 +10,9 @@ Half of the photographs train a MobileNetV1 x 0.25 with ImageNet weights, the ot
 honest audit may well end inconclusive, and says how many photographs would settle it.
 
     python examples/coco_people.py --task scene --data ../shared/data
+
+DATA holds `coco_people/` (images/, instances.json, labels_scene.csv, labels_gender.csv) and `mobilenetv1_025/`, the
+weights. Neither comes with this repository; without them nothing is run.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from bias_audit.policies.policy import Policy
-from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.manifest import Manifest
+from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import PackedMasks, SampleScores, SampleSheet
 from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import Estimate, Subjects
 from bias_audit.verdicts.judgement import judge
@@ -108,3 +110,13 @@ def assert_same(one: Any, other: Any) -> None:
             assert_same(a, b)
         else:
             assert a == b, field.name
+
+
+class Touches:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))

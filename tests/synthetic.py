@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policies.policy import Policy
 from bias_audit.records.files import AUDITS
-from bias_audit.records.results import AuditResult, ChangedPictures, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.manifest import Manifest
+from bias_audit.records.results import AuditResult
+from bias_audit.records.runs import Run, read_run
+from bias_audit.records.samples import ChangedPictures, PackedMasks, SampleScores, SampleSheet
 from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import EXPLAINER_METRICS, REMAINDER, Estimate, Role, Subjects
 from bias_audit.verdicts.judgement import judge
@@ -47,6 +51,20 @@ POLICY = Policy.model_validate(
         ],
     }
 )
+
+
+def made_once(folders: pytest.TempPathFactory) -> Callable[..., Run]:
+    """`make_run` of one audit of 60 samples, made once for the same arguments; not to be written to."""
+    made: dict[str, Run] = {}
+
+    def of(**options: Any) -> Run:
+        known = repr(sorted(options.items(), key=lambda item: item[0]))
+        if known not in made:
+            path = folders.mktemp("runs") / "run"
+            made[known] = read_run(make_run(path, **{"audits": 1, "samples": 60} | options))
+        return made[known]
+
+    return of
 
 
 def make_run(

@@ -32,7 +32,7 @@ from bias_audit.data.formats.known import FORMATS, recognised, write_annotations
 from bias_audit.data.sheet import describe
 from bias_audit.gate.compare import compare_runs
 from bias_audit.gate.gate import run_gate
-from bias_audit.records.results import RegionCount
+from bias_audit.records.manifest import RegionCount
 from bias_audit.report.facts import facts
 from bias_audit.report.page import render
 from bias_audit.terms import Verdict

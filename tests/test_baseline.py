@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import make_run
+from synthetic import made_once, make_run
 
 from bias_audit.evidence.performance import performance
 from bias_audit.evidence.proportions import largest_difference, minus, paired_difference
@@ -74,17 +74,7 @@ def regressions(now: Run, before: Baseline, *contents: dict[str, Any], **policy:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """A run directory of one audit, made once for the same arguments; not to be written to."""
-    made: dict[str, Run] = {}
-
-    def of(**options: Any) -> Run:
-        known = repr(sorted(options.items(), key=lambda item: item[0]))
-        if known not in made:
-            path = tmp_path_factory.mktemp("runs") / "run"
-            made[known] = read_run(make_run(path, **{"audits": 1, "samples": 60} | options))
-        return made[known]
-
-    return of
+    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from training import Net, audit_set, fit, loader, trainer
+from training import Net, Wrapped, audit_set, fit, loader, trainer
 
 from benchmarks.soak.pages import drawing
 from bias_audit import AuditPlan, read_run, run_gate
@@ -192,20 +192,6 @@ def test_loggers_get_each_audit_once(tmp_path: Path) -> None:
 
 def test_lightning_pytorch_trainer_and_two_callbacks(tmp_path: Path) -> None:
     import lightning.pytorch as lp
-
-    class Wrapped(lp.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Net()
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.net(images)
-
-        def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=1e-2)
 
     one, other = BiasAuditCallback(audit_set()), BiasAuditCallback(audit_set(2, seed=9), name="second")
     checkpoint = lp.callbacks.ModelCheckpoint(monitor="second/energy_share/hair")

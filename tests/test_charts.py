@@ -30,8 +30,9 @@ from bias_audit.data.metadata import Metadata
 from bias_audit.evidence.association import association
 from bias_audit.evidence.clusters import FEWEST
 from bias_audit.records.history import onsets
-from bias_audit.records.results import AuditResult, AuditSummary, SampleScores
+from bias_audit.records.results import AuditResult, AuditSummary
 from bias_audit.records.runs import Run, read_run
+from bias_audit.records.samples import SampleScores
 from bias_audit.records.writing import RunDirectory
 from bias_audit.report import clusters, groups
 from bias_audit.report.association import association_tables

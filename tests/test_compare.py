@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
-from synthetic import make_run
+from synthetic import made_once
 
 from bias_audit.cli import main
 from bias_audit.evidence.proportions import paired_difference
@@ -35,17 +35,7 @@ COMMAND = str(Path(sys.executable).with_name("bias-audit"))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """A run directory of one audit, made once for the same arguments; not to be written to."""
-    made: dict[str, Run] = {}
-
-    def of(**options: Any) -> Run:
-        known = repr(sorted(options.items(), key=lambda item: item[0]))
-        if known not in made:
-            path = tmp_path_factory.mktemp("runs") / "run"
-            made[known] = read_run(make_run(path, **{"audits": 1, "samples": 60} | options))
-        return made[known]
-
-    return of
+    return made_once(tmp_path_factory)
 
 
 def of(found: Comparison, metric: str, **names: str | None) -> Difference:

@@ -7,12 +7,12 @@ what a `text` block shows behind a block is what that block prints. A page that 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ ELSEWHERE = {
     ("multi_gpu.md", "import pytorch_lightning as pl"): "tests/test_ranks.py: ranks on CPUs",
     ("multi_gpu.md", "bias-audit run --model mypackage.models:make --weights last.pt --data data.yaml --out runs/ranks "
      "--accelerator cpu --devices 2"): "tests/test_run.py",
-    ("run.md", "bias-audit run --model mypackage.models:Classifier --checkpoint last.ckpt --data audit.yaml "
+    ("run.md", "bias-audit run --model mypackage.models:Classifier --checkpoint last.ckpt --data data.yaml "
      "--out runs/last \\"): "tests/test_run.py: bfloat16 and eight devices are not everywhere",
     ("doctor_nurse.md", "python examples/doctor_nurse.py --full --seeds 20 --jobs 2 --out docs"): (
         "tests/test_doctor_nurse.py, a small one"
@@ -58,8 +58,37 @@ ELSEWHERE = {
 # Commands whose exit code is not 0, as the pages say but where a stand-in decides.
 CODES = {
     "bias-audit gate runs/last --checkpoint last.ckpt": 3,  # of 24 images of noise
+    "bias-audit gate runs/cli": 3,  # of the same
     "bias-audit gate runs/biased": 1,
     "bias-audit gate runs/balanced --policy strict.yaml": 3,
+}
+
+# What reliability.md says, and which figure of benchmarks/results/soak-*.json that is; bytes are said in KB.
+RECORDED = {
+    "scale": {
+        "scores {:.0f} s": "scores, 100,000 samples: time",
+        "statistics {:.0f} s": "statistics, 100,000 samples: time",
+        "write {:.1f} s": "write, 100,000 samples: time",
+        "read {:.1f} s": "read, 100,000 samples: time",
+        "report {:.0f} s;": "report, 100,000 samples: time",
+        "{:.1f} KB in scores": "scores: memory a further sample",
+        "{:.1f} KB in statistics": "statistics: memory a further sample",
+        "{:.1f} KB in the report": "report: memory a further sample",
+    },
+    "kill": {
+        "{:.0f} kills in": "kills",
+        "in {:.0f} trainings, ": "trainings",
+        "{:.0f} lives": "lives that went on with the records, under the same run id",
+    },
+    "long": {"{:.2f} KiB an audit": "all kept: memory of the training per audit"},
+    "ranks": {
+        "killed: {:.1f} s": "until all ranks have ended, one killed, timeout 60 s",
+        "stopped: {:.1f} s": "until all ranks have ended, one stopped, timeout 10 s",
+    },
+    "sinks": {
+        "at most {:.1f} ms": "network comes and goes: longest that an audit was held up",
+        "{:.0f} s of waiting": "network stalls for good: the end waited",
+    },
 }
 
 NET = """
@@ -95,18 +124,6 @@ DATA = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, whose modules can be imported and are forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 def supplied(page: str, folder: Path) -> dict[str, Any]:
     """What the page says that its reader has: files in the folder, and names for its Python."""
     prepare(page.removesuffix(".md"), folder)
@@ -122,7 +139,7 @@ def supplied(page: str, folder: Path) -> dict[str, Any]:
     (folder / "data.yaml").write_text(yaml.safe_dump(DATA))
     (folder / "audit.yaml").write_text("rules:\n  - {metric: accuracy, min: 0.0}\n")
     if page == "run.md":  # It says after its first command what the command reads.
-        (folder / "audit.yaml").write_text(next(b.text for b in blocks(DOCS / page) if b.first == "# audit.yaml"))
+        (folder / "data.yaml").write_text(next(b.text for b in blocks(DOCS / page) if b.first == "# data.yaml"))
     rows = [(("doctor", "nurse")[i % 2], ("man", "woman")[i // 2 % 2]) for i in range(COUNT)]
     with (folder / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("label", "gender"), *rows])
@@ -226,6 +243,27 @@ def test_every_exception_is_of_a_block() -> None:
     assert set(ELSEWHERE) <= firsts
     lines = {line.strip() for page in PAGES for block in blocks(DOCS / page) for line in block.text.splitlines()}
     assert set(CODES) <= lines
+
+
+def test_audit_yaml_is_a_policy_and_data_yaml_an_audit_set_on_every_page() -> None:
+    named = {"# audit.yaml": "rules", "# data.yaml": "reader"}
+    found = [b for page in (ROOT / "README.md", *DOCS.glob("**/*.md")) for b in blocks(page) if b.language == "yaml"]
+    files = [(b, named[b.first.partition(";")[0]]) for b in found if b.first.partition(";")[0] in named]
+    assert len(files) >= 6
+    for block, key in files:
+        assert key in yaml.safe_load(block.text), block
+    said = [text for page in DOCS.glob("**/*.md") for text in re.findall(r"--data (\S+)", page.read_text("utf-8"))]
+    assert said and "audit.yaml" not in said
+
+
+def test_figures_of_the_promises_are_those_that_were_recorded() -> None:
+    page = " ".join((DOCS / "reliability.md").read_text(encoding="utf-8").split())
+    for part, figures in RECORDED.items():
+        record = json.loads((ROOT / f"benchmarks/results/soak-{part}.json").read_text(encoding="utf-8"))
+        found = {figure["case"]: figure for figure in record["figures"]}
+        for said, case in figures.items():
+            value = found[case]["value"] / (1000 if found[case]["unit"] == "bytes" else 1)
+            assert said.format(value) in page, (part, case, value)
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install 'bias-audit[docs]'")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from cell_by_cell import SUBJECTS, Attributes, Key, Z, by_key, cells_of, key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm as normal
@@ -17,30 +17,11 @@ from scipy.stats import t as student
 
 from bias_audit.evidence.attention import attention
 from bias_audit.evidence.performance import performance
-from bias_audit.records.results import SampleScores
-from bias_audit.terms import REMAINDER, Estimate, Subjects
+from bias_audit.records.samples import SampleScores
+from bias_audit.terms import REMAINDER, Estimate
 
 METRICS = ("energy_share", "enrichment", "pointing_game", "iou", "relevance_rank_accuracy")
 METHODS = ("gradcam", "hirescam")
-SUBJECTS = Subjects(
-    regions=(("coat", "object"), ("hair", "spurious")),
-    attributes=(("gender", ("female", "male")), ("site", ("a", "b", "c"))),
-    classes=("doctor", "nurse", "patient"),
-)
-Z = 1.959963984540054  # the 97.5 % point of the normal distribution
-
-Key = tuple[str, str | None, str | None, str | None, str | None]
-Attributes = npt.NDArray[np.str_]
-
-
-def key(e: Estimate) -> Key:
-    return e.metric, e.region, e.class_name, e.group, e.method
-
-
-def by_key(estimates: Sequence[Estimate]) -> dict[Key, Estimate]:
-    found = {key(e): e for e in estimates}
-    assert len(found) == len(estimates)  # nothing is said twice
-    return found
 
 
 def numbers(estimates: Iterable[Estimate]) -> npt.NDArray[np.float64]:
@@ -78,24 +59,6 @@ def make_attributes(n: int, seed: int = 0) -> Attributes:
     """Gender, now and then unknown, and a site that is "a" or "b" and never "c"."""
     rng = np.random.default_rng(seed + 1000)
     return np.stack([rng.choice(["female", "male", ""], n, p=[0.5, 0.3, 0.2]), rng.choice(["a", "b"], n)], axis=1)
-
-
-def cells_of(labels: Sequence[int], attributes: Attributes) -> dict[tuple[str | None, str | None], list[int]]:
-    """Images of every class and `attribute=value`, and of each alone, if there are any."""
-    groups: list[tuple[str | None, Any]] = [(None, None)]
-    for column, (name, values) in enumerate(SUBJECTS.attributes):
-        groups += [(f"{name}={value}", (column, value)) for value in values]
-    found = {}
-    for c, class_name in [(None, None), *enumerate(SUBJECTS.classes)]:
-        for group, where in groups:
-            images = [
-                i
-                for i in range(len(labels))
-                if (c is None or labels[i] == c) and (where is None or attributes[i][where[0]] == where[1])
-            ]
-            if images:
-                found[class_name, group] = images
-    return found
 
 
 def loop_value(scores: SampleScores, metric: str, m: int, r: int, images: list[int]) -> tuple[float | None, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorded import assert_same, scores, tiny
+from recorded import Touches, assert_same, scores, tiny
 
 from bias_audit.records.errors import RecordError
 from bias_audit.records.files import AUDITS, MANIFEST, SAMPLES
@@ -78,16 +78,6 @@ def test_forged_records(fields: dict[str, Any], tmp_path: Path) -> None:
         read_run(forged_run(tmp_path, **fields))
 
 
-class Loaded:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
-
-
 def npz(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -96,11 +86,11 @@ def npz(**arrays: Any) -> bytes:
 
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     mark = tmp_path / "loaded"
-    content = npz(**{**vars(scores(10)), "values": np.array([Loaded(mark)], dtype=object)})
+    content = npz(**{**vars(scores(10)), "values": np.array([Touches(mark)], dtype=object)})
     run = read_run(forged_run(tmp_path / "run", content))
     with pytest.raises(RecordError, match=r"000000\.npz: is not a whole \.npz file"):
         run.scores(0)
-    (run.path / SAMPLES).write_bytes(npz(ids=np.array([Loaded(mark)], dtype=object)))
+    (run.path / SAMPLES).write_bytes(npz(ids=np.array([Touches(mark)], dtype=object)))
     with pytest.raises(RecordError, match=r"samples\.npz: is not a whole \.npz file"):
         run.sheet()
     assert not mark.exists()

@@ -69,7 +69,9 @@ def test_whatever_covers_half_or_less_goes_where_the_donor_has_it() -> None:
 SUBJECTS = Subjects((("thing", "object"), ("ground", "spurious")), (("colour", ("blue", "red")),), ("leaf", "petal"))
 
 
-def estimates_of(controlled: npt.NDArray[np.bool_], seed: int = 0) -> tuple[Effects, dict[str, Estimate], Any]:
+def estimates_of(
+    controlled: npt.NDArray[np.bool_], seed: int = 0, class_name: str | None = None
+) -> tuple[Effects, dict[str, Estimate], Any]:
     """Estimates of 60 images with invented effects, where those that are not `controlled` have no control region."""
     rng, n = np.random.default_rng(seed), len(controlled)
     labels, values = np.arange(n) % 2, np.array(["blue", "red"])[rng.integers(0, 2, n)]
@@ -83,13 +85,13 @@ def estimates_of(controlled: npt.NDArray[np.bool_], seed: int = 0) -> tuple[Effe
     )
     goes = (Alignment("colour", ("blue", "red")),)
     every = intervention_estimates(effects, labels, values[:, None], values[:, None], SUBJECTS, goes, seed=0)
-    over_all = {
+    asked = {
         e.metric: e
         for e in every
-        if e.class_name is None and e.method in (None, INPAINTING) and "=" not in str(e.group)
+        if e.class_name == class_name and e.method in (None, INPAINTING) and "=" not in str(e.group)
     }
     aligned = values == np.array(["blue", "red"])[labels]
-    return effects, over_all, (labels, aligned)
+    return effects, asked, (labels, aligned)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
@@ -97,14 +99,14 @@ def test_the_contrast_needs_controls_only_where_most_images_have_them(share: flo
     controlled = np.random.default_rng(1).random(60) < share
     effects, found, (labels, aligned) = estimates_of(controlled)
     bare = share < 0.5
-    fall = effects.label_fall[0, :, 0] - (0 if bare else effects.label_fall[1, :, 0])
+    fall = effects.label_fall[0, :, 0].copy()
     halves = []
     for c in (0, 1):
-        means = [
-            np.mean([fall[i] for i in range(60) if labels[i] == c and aligned[i] == kind and np.isfinite(fall[i])])
-            for kind in (True, False)
-        ]
-        halves.append((means[0] - means[1]) / 2)
+        kinds = [(labels == c) & (aligned == kind) for kind in (True, False)]
+        # Both kinds are measured alike.
+        if all(controlled[kind].mean() >= 0.5 for kind in kinds):
+            fall[labels == c] -= effects.label_fall[1, labels == c, 0]
+        halves.append((np.nanmean(fall[kinds[0]]) - np.nanmean(fall[kinds[1]])) / 2)
     used = np.isfinite(fall)
     assert found["removal_contrast"].value == pytest.approx(
         np.mean(halves) / np.abs(effects.margin[used]).mean(), rel=0.02
@@ -120,11 +122,27 @@ def test_the_contrast_needs_controls_only_where_most_images_have_them(share: flo
     assert found["removal_flips"].n == controlled.sum() < 30
 
 
+def test_a_class_without_room_is_not_left_out() -> None:
+    """The images of petals have no control region: what their removals do is told all the same, and of them alone."""
+    labels = np.arange(60) % 2
+    _, found, _ = estimates_of(labels == 0)
+    assert "fill_flips" not in found and found["removal_flips"].n == 30
+    effects, of_class, (_, aligned) = estimates_of(labels == 0, class_name="petal")
+    assert of_class["removal_flips"].n == 0
+    assert of_class["fill_flips"].value == effects.removal[3, labels == 1, 0].mean() and of_class["fill_flips"].n == 30
+    fall = effects.label_fall[0, :, 0]
+    half = (fall[(labels == 1) & aligned].mean() - fall[(labels == 1) & ~aligned].mean()) / 2
+    assert of_class["removal_contrast"].value == pytest.approx(half / np.abs(effects.margin[labels == 1]).mean())
+    # One kind of image without room, and its class is measured without controls.
+    _, mixed, _ = estimates_of((labels == 0) | aligned, class_name="petal")
+    assert mixed["removal_contrast"].value == of_class["removal_contrast"].value
+
+
 # What follows
 
 
-def fill(value: float, low: float, high: float, n: int = 50) -> Estimate:
-    return Estimate("fill_flips", value, low, high, n, "hair", method=INPAINTING)
+def fill(value: float, low: float, high: float, n: int = 50, class_name: str | None = None) -> Estimate:
+    return Estimate("fill_flips", value, low, high, n, "hair", class_name, method=INPAINTING)
 
 
 UNCOMPARED = REMOVALS["unmeasured"]
@@ -145,6 +163,22 @@ def test_what_changes_decisions_without_a_control_accuses_nobody(look: str, bare
     assert (finding.samples_to_settle is not None) == (bare[0] < 0.05) or look in ("thin", "unknown", "unmeasured")
     if bare[0] > 0.05:
         assert "and no control region fits to compare with" in finding.sentence
+
+
+def test_one_class_that_changes_is_not_cleared_by_the_others() -> None:
+    """Of many classes one may be all that changes, and no more than a share within the tolerance of all images."""
+    nurses = fill(0.9, 0.7, 0.97, class_name="nurse")
+    for rest in ((*UNCOMPARED, fill(0.02, 0.01, 0.04)), REMOVALS["no"]):
+        finding = found((*LOOKS["no"], *rest, nurses), NOT_ANNOTATED)["hair"]
+        assert finding.verdict is INCONCLUSIVE and finding.samples_to_settle is None
+        assert "For class nurse the removal of hair changes 90 %" in finding.sentence
+        few = fill(0.1, 0.01, 0.4, class_name="nurse")
+        assert found((*LOOKS["no"], *rest, few), NOT_ANNOTATED)["hair"].verdict is CLEARED
+
+
+def test_what_is_shown_with_controls_is_not_withdrawn_where_most_images_have_none() -> None:
+    finding = found((*LOOKS["yes"], *REMOVALS["yes"], fill(0.9, 0.8, 1)), NOT_ANNOTATED)["hair"]
+    assert finding.verdict is RELIANCE and finding.sentence.startswith("Removing hair changes 30 %")
 
 
 def test_of_few_images_nothing_is_cleared() -> None:

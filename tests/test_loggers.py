@@ -20,7 +20,7 @@ from PIL import Image, ImageChops
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from synthetic import make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training import Net, audit_set, fit, loader, trainer
+from training import Wrapped, audit_set, fit, loader, trainer
 
 from bias_audit import AuditPlan, read_run
 from bias_audit.callbacks import Background, BiasAuditCallback, Session
@@ -405,23 +405,6 @@ def test_a_logger_is_told_by_its_class_or_one_above_it(package: Any, tmp_path: P
     (slow,) = sinks_of(mlflow_logger(store, package))
     assert isinstance(slow, Background) and isinstance(slow.sink, MlflowSink)
     assert [s.name for s in sinks_of(Own(tmp_path))] == ["Own", "TensorBoard"]
-
-
-class Wrapped(lp.LightningModule):
-    """The net for the other package's Trainer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(images)
-
-    def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def test_the_loggers_of_the_other_package(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks.soak import long, scale
-from bias_audit import Auditor, AuditPlan, audit, read_run
+from bias_audit import Auditor, AuditPlan, read_run
 from bias_audit.evidence.attention import attention
 from bias_audit.records.errors import RecordError
 from bias_audit.records.files import AUDITS, MANIFEST
@@ -28,6 +28,7 @@ from bias_audit.records.runs import Run, RunReader
 from bias_audit.records.writing import RunDirectory
 from bias_audit.report import samples as viewer
 from bias_audit.report.page import write_report
+from bias_audit.stages import scoring
 from bias_audit.terms import Verdict
 from bias_audit.verdicts.findings import Finding
 from bias_audit.verdicts.judgement import Judgement
@@ -94,10 +95,10 @@ def test_regions_are_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatc
     net, plan = Net(), AuditPlan(batch_size=4, fitness_samples=0, intervention_samples=0)
     roomy, narrow = Auditor(audit_set(4), plan), Auditor(audit_set(4), plan)
     expected = roomy.run(net).scores
-    assert len(roomy._regions) == 4
-    monkeypatch.setattr(audit, "REGION_BYTES", roomy._region_bytes // 2)
+    assert len(roomy.regions._kept) == 4
+    monkeypatch.setattr(scoring, "REGION_BYTES", roomy.regions._bytes // 2)
     found = [narrow.run(net).scores for _ in range(2)]
-    assert len(narrow._regions) == 2 and narrow._region_bytes == roomy._region_bytes // 2
+    assert len(narrow.regions._kept) == 2 and narrow.regions._bytes == roomy.regions._bytes // 2
     for scores in found:
         np.testing.assert_array_equal(scores.values, expected.values)
 

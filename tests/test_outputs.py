@@ -33,7 +33,7 @@ from bias_audit.outputs.formats import FORMATS, render
 from bias_audit.outputs.github import SUMMARY_BYTES, write_step_summary
 from bias_audit.outputs.json_report import schema_text
 from bias_audit.outputs.markdown import COMMENT_BYTES, render_markdown
-from bias_audit.records.results import RegionCount
+from bias_audit.records.manifest import RegionCount
 from bias_audit.records.runs import Run, read_run
 from bias_audit.terminal.gate import print_gate
 from bias_audit.terms import Estimate, Outcome

@@ -31,7 +31,7 @@ from bias_audit.gate.policy_check import check_policy, in_words
 from bias_audit.headlines import headlines
 from bias_audit.localization import ProjectedRegions, Scored, energy_share
 from bias_audit.policies.file import read_policy
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.report.compare import render_comparison
 from bias_audit.report.page import render
 from bias_audit.terms import Estimate, Outcome, Subjects

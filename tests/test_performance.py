@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from cell_by_cell import SUBJECTS, Key, Z, by_key, cells_of, key
 from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,43 +23,7 @@ from bias_audit.evidence.proportions import largest_difference, mean_proportion,
 from bias_audit.stats import newcombe, wilson
 from bias_audit.terms import Estimate, Subjects
 
-SUBJECTS = Subjects(
-    regions=(("coat", "object"), ("hair", "spurious")),
-    attributes=(("gender", ("female", "male")), ("site", ("a", "b", "c"))),
-    classes=("doctor", "nurse", "patient"),
-)
 BINARY = Subjects((), (("gender", ("female", "male")),), ("doctor", "nurse"))
-Z = 1.959963984540054  # the 97.5 % point of the normal distribution
-
-Key = tuple[str, str | None, str | None, str | None, str | None]
-
-
-def key(e: Estimate) -> Key:
-    return e.metric, e.region, e.class_name, e.group, e.method
-
-
-def by_key(estimates: Sequence[Estimate]) -> dict[Key, Estimate]:
-    found = {key(e): e for e in estimates}
-    assert len(found) == len(estimates)  # nothing is said twice
-    return found
-
-
-def cells_of(labels: Sequence[int], attributes: npt.NDArray[np.str_]) -> dict[tuple[str | None, str | None], list[int]]:
-    """Images of every class and `attribute=value`, and of each alone, if there are any."""
-    groups: list[tuple[str | None, Any]] = [(None, None)]
-    for column, (name, values) in enumerate(SUBJECTS.attributes):
-        groups += [(f"{name}={value}", (column, value)) for value in values]
-    found = {}
-    for c, class_name in [(None, None), *enumerate(SUBJECTS.classes)]:
-        for group, where in groups:
-            images = [
-                i
-                for i in range(len(labels))
-                if (c is None or labels[i] == c) and (where is None or attributes[i][where[0]] == where[1])
-            ]
-            if images:
-                found[class_name, group] = images
-    return found
 
 
 def wilson_loop(hits: int, n: int, z: float = Z) -> tuple[float, float, float]:

@@ -21,8 +21,9 @@ from bias_audit.evidence.pictures import changed_pictures
 from bias_audit.evidence.removal import inpainted, widened
 from bias_audit.records.errors import RecordError
 from bias_audit.records.files import CHANGED
-from bias_audit.records.results import AuditResult, ChangedPictures
+from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import read_run
+from bias_audit.records.samples import ChangedPictures
 from bias_audit.records.writing import RunDirectory
 
 SIDE, COUNT = 24, 10

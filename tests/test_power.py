@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import benchmarks.trained
 import benchmarks.verdicts
-from benchmarks.families import AGREEMENT, CUE, FAMILIES, KINDS, OBJECT, PARTS, Family, Kind, Part, Problem, _digits
+from benchmarks.families import AGREEMENT, CUE, FAMILIES, KINDS, OBJECT, PARTS, Family, Kind, Part, Problem, digits_of
 from benchmarks.power import main, tasks_of
 from benchmarks.power_report import Study, count, figure, markdown, of_use, targets
 from benchmarks.trained import NOT_USED, USED, Truth, fingerprint, measure, train, trained
@@ -106,16 +106,16 @@ def test_the_colour_of_an_easy_object_tells_its_class_and_that_of_a_hard_one_doe
 
 
 def test_no_digit_is_in_two_parts() -> None:
-    seen = [{digit.tobytes() for of_class in _digits(part) for digit in of_class} for part in PARTS]
+    seen = [{digit.tobytes() for of_class in digits_of(part) for digit in of_class} for part in PARTS]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
-    assert all(len(of_class) >= 20 for part in PARTS for of_class in _digits(part))
+    assert all(len(of_class) >= 20 for part in PARTS for of_class in digits_of(part))
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_draws_its_own_digits(part: Part) -> None:
     def strokes(of: Part) -> set[bytes]:
         """The strokes of a part's digits of class 3, as they are drawn."""
-        resized = (cv2.resize(digit, (18, 18), interpolation=cv2.INTER_LINEAR) for digit in _digits(of)[3])
+        resized = (cv2.resize(digit, (18, 18), interpolation=cv2.INTER_LINEAR) for digit in digits_of(of)[3])
         return {(ink > 0.25).tobytes() for ink in resized}
 
     problem, seen = Problem.of("decoy digits", "ignored", 0), 0

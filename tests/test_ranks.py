@@ -19,7 +19,7 @@ from benchmarks.soak.batches import moved_by_batch_size, scored_in_parts
 from benchmarks.soak.rank_trainings import Trained, Training, ridden, train
 from benchmarks.soak.ranks import audited_again, recorded
 from benchmarks.soak.team import PATIENCE_S, Team
-from bias_audit.callbacks.running import _raised_by_rank
+from bias_audit.callbacks.running import raised_by_rank
 from bias_audit.gate.gate import Outcome, run_gate
 from bias_audit.records.runs import read_run
 
@@ -87,7 +87,7 @@ def test_what_a_spawned_rank_said_last(teams: Teams, how: str, said: str) -> Non
     teams(3)
     with pytest.raises(ProcessException) as caught:
         start_processes(ends, args=(how,), nprocs=1, start_method="forkserver")
-    assert str(_raised_by_rank(caught.value)) == said
+    assert str(raised_by_rank(caught.value)) == said
 
 
 @pytest.mark.parametrize(

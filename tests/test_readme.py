@@ -153,7 +153,9 @@ def test_the_demo_is_what_the_slow_tests_run() -> None:
     `bias-audit demo` is run by tests/test_demo.py; environments are made by `make wheel` and `make lowest`.
     """
     assert DEMO.text.split("#")[0].strip() == "make demo"
-    planned = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    planned = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert planned.splitlines()[-1] == ".venv/bin/bias-audit demo --out demo"
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert {"make test-slow", "make wheel", "make lowest"} <= set(ci)

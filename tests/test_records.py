@@ -17,8 +17,8 @@ from synthetic import POLICY, make_run
 
 from bias_audit.atomic import write_whole
 from bias_audit.records.files import AUDITS, MANIFEST, SAMPLES
-from bias_audit.records.results import PackedMasks
 from bias_audit.records.runs import read_run
+from bias_audit.records.samples import PackedMasks
 from bias_audit.records.writing import RunDirectory
 from bias_audit.terms import Estimate
 from bias_audit.verdicts.judgement import judge

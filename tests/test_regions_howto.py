@@ -123,19 +123,18 @@ def test_a_file_that_a_command_reads_is_made_before_it() -> None:
 
 @pytest.mark.slow
 def test_from_a_folder_of_images_to_a_gate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_photos(tmp_path)
-    (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage/models.py").write_text(NET)
-    torch.save(weights(on_hair=1), tmp_path / "last.pt")
+    write_photos(folder)
+    (folder / "mypackage").mkdir()
+    (folder / "mypackage/models.py").write_text(NET)
+    torch.save(weights(on_hair=1), folder / "last.pt")
     for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
+        (folder / name).write_text(text)
     offline = [
         "--size",
         str(wired.SIZE),
-        *(f"--weights={p}" for p in wired.write_weights(tmp_path, wired.MASKS, wired.KEYPOINTS)),
+        *(f"--weights={p}" for p in wired.write_weights(folder, wired.MASKS, wired.KEYPOINTS)),
     ]
     codes = {}
     for line in COMMANDS:
@@ -144,7 +143,7 @@ def test_from_a_folder_of_images_to_a_gate(
         codes[line] = code
         print(code, line, said.out, said.err)
         if "--to cvat" in line:
-            empty = edit(tmp_path / "for_cvat.xml", tmp_path / "edited.xml")
+            empty = edit(folder / "for_cvat.xml", folder / "edited.xml")
     expected = dict.fromkeys(COMMANDS, 0) | {line: 1 for line in COMMANDS if " gate " in line}
     assert codes == expected and empty == 2
     lines = (Path(name).read_text().splitlines() for name in ("chosen.csv", "next.csv"))
@@ -152,6 +151,6 @@ def test_from_a_folder_of_images_to_a_gate(
     assert not set(chosen) & set(after) and len(after) == 20
     assert set(chosen.values()) == {"balance"} and any(why.startswith("cluster") for why in after.values())
     # Of the net that decides by the coat the last two steps say otherwise.
-    torch.save(weights(on_hair=0), tmp_path / "last.pt")
+    torch.save(weights(on_hair=0), folder / "last.pt")
     again = [line for line in COMMANDS if "runs/first" in line]
     assert [run(monkeypatch, line) for line in again] == [0, 0]

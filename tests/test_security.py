@@ -30,6 +30,7 @@ import pytest
 from PIL import Image
 from planted import write_planted
 from playwright.sync_api import Browser
+from recorded import Touches
 from synthetic import make_run
 from wandb_server import Double, Logged, serving
 
@@ -41,8 +42,8 @@ from bias_audit.policies.file import read_policy
 from bias_audit.records.arrays import load_npz, npz_bytes, sheet_bytes
 from bias_audit.records.errors import RecordError
 from bias_audit.records.files import CHANGED, SAMPLES
-from bias_audit.records.results import PackedMasks
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import PackedMasks
 from bias_audit.report.compare import write_comparison
 from bias_audit.report.page import write_report
 from bias_audit.report.samples import viewer_data
@@ -106,16 +107,6 @@ def test_nothing_that_is_read_is_run() -> None:
         "subprocess.run(text, shell=True)",
     ):
         assert list(suspicious(ast.parse(line))) == [f"line 1: {line}"]
-
-
-class Touches:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
 
 
 def test_no_record_runs_code(tmp_path: Path) -> None:

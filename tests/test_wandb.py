@@ -29,8 +29,9 @@ from bias_audit.callbacks.wandb.keys import Keys
 from bias_audit.callbacks.wandb.writer import WandbWriter
 from bias_audit.gate.gate import run_gate
 from bias_audit.records.panels import fixed_panel, worst
-from bias_audit.records.results import AuditResult, SampleScores
+from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import SampleScores
 from bias_audit.report.page import write_report
 from bias_audit.terms import Outcome, Subjects
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as lp
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,24 @@ class Net(pl.LightningModule):
             torch.optim.AdamW(self.features.parameters(), lr=1e-2),
             torch.optim.SGD(self.head.parameters(), lr=1e-2, momentum=0.9),
         )
+
+
+class Wrapped(lp.LightningModule):
+    """`Net` for the other package's Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.net(images)
+        return outputs
+
+    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def loader(count: int = 8, shuffle: bool = True) -> DataLoader[Any]:

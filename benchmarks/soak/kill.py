@@ -42,8 +42,9 @@ from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.data.scenes import OCCUPATIONS, balanced_scenes, counts_with_bias, draw_scenes
 from bias_audit.records.errors import MissingEvidenceError
 from bias_audit.records.files import MANIFEST, PREVIOUS, REPORT
-from bias_audit.records.results import AuditSummary, SampleScores
+from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import Run, RunReader, read_run
+from bias_audit.records.samples import SampleScores
 from bias_audit.report.page import write_report
 from bias_audit.sources import judge_source
 

@@ -22,8 +22,9 @@ from benchmarks.soak.figures import Figure
 from benchmarks.soak.rank_trainings import POLICY, Audited, Net, Trained, Training, ridden, train
 from benchmarks.soak.team import Team
 from bias_audit.audit import Auditor
-from bias_audit.records.results import AuditResult, SampleScores
+from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import read_run
+from bias_audit.records.samples import SampleScores
 from bias_audit.records.writing import RunDirectory
 
 # Written into the records, and another each time.

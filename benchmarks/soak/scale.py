@@ -34,8 +34,10 @@ from bias_audit.evidence.performance import performance
 from bias_audit.localization import label_pixels, project_regions, with_remainder
 from bias_audit.plan import AuditPlan
 from bias_audit.policies.policy import Policy
-from bias_audit.records.results import AuditResult, Manifest, PackedMasks, SampleScores, SampleSheet
+from bias_audit.records.manifest import Manifest
+from bias_audit.records.results import AuditResult
 from bias_audit.records.runs import read_run
+from bias_audit.records.samples import PackedMasks, SampleScores, SampleSheet
 from bias_audit.records.writing import RunDirectory
 from bias_audit.report.page import render
 from bias_audit.stages.scoring import METRICS, SAMPLE_AXES, BatchScores, score_batch

@@ -96,7 +96,7 @@ def model_state(model: nn.Module) -> dict[str, Any]:
         (
             name,
             module.training,
-            {k: [(i, id(f)) for i, f in v.items()] for k, v in vars(module).items() if _hooks(k, v)},
+            {k: [(i, id(f)) for i, f in v.items()] for k, v in vars(module).items() if holds_hooks(k, v)},
         )
         for name, module in model.named_modules()
     ]
@@ -108,5 +108,6 @@ def model_state(model: nn.Module) -> dict[str, Any]:
     return {"modules": modules, "tensors": tensors}
 
 
-def _hooks(name: str, value: Any) -> bool:
+def holds_hooks(name: str, value: Any) -> bool:
+    """Whether a module's attribute is one of its tables of hooks."""
     return isinstance(value, dict) and "hook" in name

@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.soak.figures import Figure
 from benchmarks.soak.pages import drawing
-from benchmarks.soak.state import End, _hooks, flat, generators, process
+from benchmarks.soak.state import End, flat, generators, holds_hooks, process
 from benchmarks.soak.trainings import LONG_TRAININGS, PLAN, SCHEDULES, TRAININGS, Recorder, Schedule, Silent, Training
 from bias_audit.callbacks import BiasAuditCallback
 from bias_audit.records.runs import read_run
@@ -73,7 +73,7 @@ def _left(trainer: Trainer, net: LightningModule, recorder: Recorder) -> Iterato
     yield from flat("process", process())
     for name, module in net.named_modules():
         yield f"mode[{name}]", module.training
-        yield f"hooks[{name}]", sum(len(v) for k, v in vars(module).items() if _hooks(k, v))
+        yield f"hooks[{name}]", sum(len(v) for k, v in vars(module).items() if holds_hooks(k, v))
     for named in (net.named_parameters(), net.named_buffers()):
         for name, tensor in named:
             yield from flat(f"tensor[{name}]", (tensor, tensor.requires_grad, tensor.grad))

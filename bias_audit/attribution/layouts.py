@@ -1,9 +1,8 @@
 """Where a layer's output keeps the places of the image.
 
 Enters: the shape of a layer's output, the size of the images that went in, `(H, W)` or `(T, H, W)`, and what the layer
-is made of. Leaves: a
-`Layout`, the rearrangement of that output, and of its gradient, to `(B, C, *places)`; or None for an output without
-places. A layout is any such function; these are the ones that are recognised.
+is made of. Leaves: a `Layout`, the rearrangement of that output, and of its gradient, to `(B, C, *places)`; or None for
+an output without places. A layout is any such function; these are the ones that are recognised.
 """
 
 from __future__ import annotations

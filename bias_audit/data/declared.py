@@ -246,7 +246,7 @@ def read_declared(path: str | Path) -> AuditDataset:
             key of each thing that is wrong, one line each.
 
     Example:
-        >>> read_declared("audit.yaml").subjects.classes  # doctest: +SKIP
+        >>> read_declared("data.yaml").subjects.classes  # doctest: +SKIP
         ('doctor', 'nurse')
     """
     path = Path(path)

@@ -21,7 +21,8 @@ from bias_audit.data.annotations import Complaints, Misfit
 from bias_audit.data.dataset import AuditDataset
 from bias_audit.progress import Progress, silent
 from bias_audit.ranks import ALONE, Ranks
-from bias_audit.records.results import PackedMasks, RegionCount, SampleSheet
+from bias_audit.records.manifest import RegionCount
+from bias_audit.records.samples import PackedMasks, SampleSheet
 
 THUMBNAIL_SIDE = 128
 

@@ -1,7 +1,7 @@
 """Evidence (a): where the heatmaps' energy lies.
 
 Enters: the scores of every sample, and those of the step-0 model where there are any. Leaves: `Estimate`s per metric,
-method, region, class and group. Attention is not reliance: what follows from it is for `verdict` to say.
+method, region, class and group. Attention is not reliance: what follows from it is for `verdicts` to say.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.evidence.cells import Cell, cells
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.stats import Indices, bootstrap_columns, wilson
 from bias_audit.terms import BY_GROUP_METRICS, OWN, Estimate, Subjects
 

@@ -46,14 +46,15 @@ def intervention_estimates(
     one sees what the fill itself inserts; their `method` is the fill.
 
     A region may leave most images no room for a control region of its size: a background, what covers more than half,
-    what stands among objects. Then nothing is known beyond control regions. `fill_flips` of the method "inpainting" is
-    the share of decisions that its removal changes, whatever that of another region would: an upper bound of
-    `removal_flips`.
+    what stands among objects. Then nothing is known beyond control regions. Where that is so, over all images or in one
+    class, `fill_flips` of the method "inpainting" is the share of decisions that its removal changes, whatever that of
+    another region would: an upper bound of `removal_flips`.
 
     `removal_contrast` is the part of the decision that hangs on what a region says of an attribute: half of what the
     removal takes from the label's margin where the value goes with the class, less what it takes where it does not,
     over the mean margin, averaged over classes. What a hole does to the picture, whatever was in it, cancels: so it
-    needs no control regions, and only takes off what they do where most images have room for them.
+    needs no control regions, and only takes off what they do in classes where most images of either kind have room for
+    them.
 
     `swap_flips` is the share of decisions that change with the cue's value, beyond those that change with another
     image's cue of the same value. Where it is known which value goes with which class, `swap_aligned_accuracy` and
@@ -84,11 +85,11 @@ def intervention_estimates(
             if (attribute in by_user) == (region is None):
                 estimates += _swaps(swap, labels, every, attribute, region)
             if region is not None and value_of_class is not None:
+                goes = _Goes(np.array(value_of_class)[labels], attributes[:, a], labels)
                 removed, control = found.label_fall[:, :, s]
-                fall = removed if _lacks_controls(removed, control) else removed - control
+                fall = _beyond_controls(removed, control, goes)
                 # Of an image without the region nothing can be taken.
                 fall = fall if shown is None else np.where(shown[:, s], fall, 0)
-                goes = _Goes(np.array(value_of_class)[labels], attributes[:, a], labels)
                 estimates += _contrasts(fall, np.abs(found.margin), goes, subjects, attribute, region, seed)
     estimates += _noise(found.noise, seed)
     return tuple(estimates)
@@ -102,14 +103,32 @@ class _Goes:
     own: npt.NDArray[np.str_]
     labels: npt.NDArray[np.int64]
 
+    @property
+    def aligned(self) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = self.own == self.partner
+        return found
+
+
+def _beyond_controls(removed: Floats, control: Floats, goes: _Goes) -> Floats:
+    """The fall less what control regions do; in a class whose images of one kind mostly have none, the bare fall.
+
+    The two kinds of a class are compared, so they have to be measured alike; and a class whose images have no room must
+    not be left out, for the others do not speak for it.
+    """
+    fall = removed - control
+    for label in np.unique(goes.labels):
+        mine = goes.labels == label
+        if any(_lacks_controls(removed[kind], control[kind]) for kind in (mine & goes.aligned, mine & ~goes.aligned)):
+            fall[mine] = removed[mine]
+    return fall
+
 
 def _contrasts(
     fall: Floats, margin: Floats, goes: _Goes, subjects: Subjects, attribute: str, region: str, seed: int
 ) -> Iterator[Estimate]:
     """`removal_contrast` over all and of each class with which a value goes; `fall` and `margin` `(N,)`."""
     compared = (goes.partner != "") & (goes.own != "") & np.isfinite(fall) & np.isfinite(margin)
-    aligned = goes.own == goes.partner
-    of_kind = [(kind & compared) for kind in (aligned, ~aligned)]
+    of_kind = [(kind & compared) for kind in (goes.aligned, ~goes.aligned)]
     both = [c for c in np.unique(goes.labels[compared]) if all((kind & (goes.labels == c)).any() for kind in of_kind)]
     named = [(None, both), *((subjects.classes[c], [c]) for c in np.unique(goes.labels[goes.partner != ""]))]
     weights, over, counts = [], [], []
@@ -122,7 +141,7 @@ def _contrasts(
         weights.append(weight)
         over.append(np.where(members, margin, 0) / max(1, members.sum()))
         counts.append(min(int((kind & members).sum()) for kind in of_kind))
-    strata = 2 * goes.labels + aligned
+    strata = 2 * goes.labels + goes.aligned
     found = bootstrap_ratios(
         np.stack(weights, axis=1) * np.where(compared, fall, 0)[:, None], np.stack(over, axis=1), strata, seed=seed
     )
@@ -183,10 +202,12 @@ def _removal(found: Effects, s: int, region: str, every: list[Cell], seed: int) 
             reason = _why_not_removed(found, every[0].members, shown, region)
             share = _share(float(known.sum()), None, known.size)
             yield _estimate(metric, share, known.size, region, every[0], reason, fill)
-    if _lacks_controls(*(values[-1, :, s] for values in (found.removal, found.control))):
-        bare = found.removal[-1, shown, s]
-        share = _share(float(bare.sum()), None, bare.size)
-        yield _estimate("fill_flips", share, bare.size, region, every[0], "", INPAINTING)
+    for cell in every:
+        mine = cell.members & shown
+        bare, compared = found.removal[-1, mine, s], found.control[-1, mine, s]
+        if cell.attribute is None and _lacks_controls(bare, compared):
+            share = _share(float(bare.sum()), None, bare.size)
+            yield _estimate("fill_flips", share, bare.size, region, cell, "", INPAINTING)
 
 
 def _why_not_removed(found: Effects, members: npt.NDArray[np.bool_], shown: npt.NDArray[np.bool_], region: str) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bias_audit.data.sheet import thumbnail
 from bias_audit.evidence.changes import Changes
-from bias_audit.records.results import ChangedPictures
+from bias_audit.records.samples import ChangedPictures
 from bias_audit.terms import Subjects
 
 # Of each change: enough to look at, few enough for one page.

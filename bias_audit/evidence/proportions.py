@@ -19,20 +19,20 @@ Count = tuple[int, int]
 Numbers = tuple[float | None, float | None, float | None]
 
 
-def largest_difference(pairs: Iterable[tuple[Count, Count]], level: float = 0.95) -> tuple[float, float, float]:
+def largest_difference(pairs: Iterable[tuple[Count, Count]]) -> tuple[float, float, float]:
     """The largest absolute difference of two proportions among `pairs`, each `(successes, n)` with n > 0.
 
-    The largest of several is chosen after looking. So all differences get intervals that hold together (Bonferroni),
-    each by Newcombe's method; the largest lies above every lower and below the highest upper bound. Its upper bound is
-    not that of the pair that looks widest: another pair of few images may well be further apart. A negative lower bound
-    is one that does not rule out 0.
+    The largest of several is chosen after looking. So all differences get intervals that hold together at 95 %
+    (Bonferroni), each by Newcombe's method; the largest lies above every lower and below the highest upper bound. Its
+    upper bound is not that of the pair that looks widest: another pair of few images may well be further apart. A
+    negative lower bound is one that does not rule out 0.
 
     Example:
         >>> [round(x, 3) for x in largest_difference([((48, 80), (56, 70))])]
         [0.2, 0.052, 0.334]
     """
     both = list(pairs)
-    each = 1 - (1 - level) / len(both)
+    each = 1 - 0.05 / len(both)
     found = []
     for pair in both:
         worse, better = sorted(pair, key=lambda count: (count[0] / count[1], count))

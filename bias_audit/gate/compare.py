@@ -17,8 +17,9 @@ from bias_audit.gate.columns import SampleColumns
 from bias_audit.gate.pairing import Key, paired_changes, unpaired_change
 from bias_audit.multiplicity import exceedance_p, holm
 from bias_audit.records.history import Change
-from bias_audit.records.results import AuditSummary, SampleSheet
+from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import SampleSheet
 from bias_audit.terms import (
     ASSOCIATION_METRICS,
     EXPLAINER_METRICS,

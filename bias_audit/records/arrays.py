@@ -1,7 +1,7 @@
 """Arrays of a run as the bytes of .npz files, and back: checked by their sizes before anything is unpacked.
 
 Enters: a `SampleSheet`, `SampleScores` or `ChangedPictures`, or the content of a file that may come from anywhere.
-Leaves: the bytes, or the same read back. Where the files lie is for `records` to know.
+Leaves: the bytes, or the same read back. Where the files lie is for `files` to know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bias_audit.records.errors import RecordError
-from bias_audit.records.results import ChangedPictures, PackedMasks, SampleScores, SampleSheet, SampleTable
+from bias_audit.records.samples import ChangedPictures, PackedMasks, SampleScores, SampleSheet, SampleTable
 
 if TYPE_CHECKING:
     import numpy as np

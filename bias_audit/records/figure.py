@@ -1,7 +1,7 @@
 """One audit as a figure, for a notebook or a paper.
 
-Enters: an `AuditResult`, and its `SampleSheet`. Leaves: a matplotlib `Figure` of its verdicts, the
-enrichment of each region, and the worst heatmaps.
+Enters: what an `AuditResult` holds, and perhaps the `SampleSheet` of its images. Leaves: a matplotlib `Figure` of the
+verdicts, the enrichment of each region, and the worst heatmaps.
 
 Matplotlib is imported only to draw, and never through pyplot: the figure belongs to who asked for it.
 """
@@ -22,23 +22,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from bias_audit.records.panels import Looked
-    from bias_audit.records.results import AuditResult, SampleSheet
+    from bias_audit.records.samples import SampleScores, SampleSheet
     from bias_audit.verdicts.findings import Finding
 
 MOST_SHOWN, MOST_ROWS = 12, 20
 _PER_ROW = 4
 
 
-def audit_figure(result: AuditResult, sheet: SampleSheet | None = None, samples: int = 4) -> Figure:
-    """An audit as one figure: a line for each verdict, the enrichment of each region, and the worst heatmaps.
-
-    The worst are those with most of the heatmap on a spurious region. They lie over their images where `sheet` holds
-    these, and are shown alone without.
-
-    Args:
-        result: the audit.
-        sheet: its images, such as `Auditor.sheet` or `Run.sheet()`.
-        samples: how many heatmaps to draw, at most 12.
+def audit_figure(
+    title: str,
+    findings: Sequence[Finding],
+    estimates: Iterable[Estimate],
+    scores: SampleScores,
+    sheet: SampleSheet | None,
+    samples: int,
+) -> Figure:
+    """One audit as a figure: see `AuditResult.plot`, which calls this with what it holds.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -54,22 +53,20 @@ def audit_figure(result: AuditResult, sheet: SampleSheet | None = None, samples:
 
     if not 0 <= samples <= MOST_SHOWN:
         raise ValueError(f"samples: expected 0 to {MOST_SHOWN}, got {samples}")
-    if sheet is not None and (missing := set(result.scores.ids) - set(sheet.ids)):
+    if sheet is not None and (missing := set(scores.ids) - set(sheet.ids)):
         raise ValueError(f"sheet: it lacks {len(missing)} of the audited samples: give the sheet of this audit's run")
-    findings = result.judgement.findings
-    spurious = [f.name for f in findings if f.kind == "region" and f.name in result.scores.regions]
-    worst = most_looked(result.scores, spurious, samples)
+    spurious = [f.name for f in findings if f.kind == "region" and f.name in scores.regions]
+    worst = most_looked(scores, spurious, samples)
     lines = [_short(f) for f in findings]
-    shown = _enrichments(result.estimates)
+    shown = _enrichments(estimates)
     heights = [0.5 + 0.26 * len(lines), 0.9 + 0.3 * max(1, len(shown)), 2.3 * math.ceil(len(worst) / _PER_ROW)]
     figure = Figure(figsize=(8.0, sum(heights)), layout="constrained")
     ratios = [height for height in heights if height]
     parts = np.asarray(figure.subfigures(len(ratios), 1, height_ratios=ratios), dtype=object)
-    outcome = "before training" if result.is_reference else f"policy {result.judgement.outcome}"
-    _write_lines(parts[0], [_plain(f"Step {result.step}, {result.weights} weights: {outcome}"), *lines], findings)
+    _write_lines(parts[0], [_plain(title), *lines], findings)
     _draw_enrichment(parts[1].subplots(), shown)
     if worst:
-        _draw_worst(parts[2], result, sheet, worst)
+        _draw_worst(parts[2], scores, sheet, worst)
     return figure
 
 
@@ -123,13 +120,12 @@ def _draw_enrichment(axes: Axes, shown: Sequence[Estimate]) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
 
 
-def _draw_worst(part: SubFigure, result: AuditResult, sheet: SampleSheet | None, worst: Sequence[Looked]) -> None:
+def _draw_worst(part: SubFigure, scores: SampleScores, sheet: SampleSheet | None, worst: Sequence[Looked]) -> None:
     import numpy as np
 
     from bias_audit.overlays import overlay
     from bias_audit.records.pictures import opened
 
-    scores = result.scores
     part.suptitle(f"Most of the heatmap on a spurious region ({_plain(scores.methods[0])})", fontsize=9)
     grid = part.subplots(math.ceil(len(worst) / _PER_ROW), _PER_ROW, squeeze=False)
     for axes, (i, region, share) in zip(grid.ravel(), worst, strict=False):

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from bias_audit.records.errors import RecordError
-from bias_audit.records.results import SCHEMA_VERSION, AuditSummary, Manifest
+from bias_audit.records.manifest import SCHEMA_VERSION, Manifest
+from bias_audit.records.results import AuditSummary
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from bias_audit.terms import Subjects
 
 if TYPE_CHECKING:
-    from bias_audit.records.results import SampleScores, SampleSheet
+    from bias_audit.records.samples import SampleScores, SampleSheet
 
 # How many samples a dashboard shows of each kind.
 PANEL = WORST = 8

@@ -16,7 +16,8 @@ from PIL import Image
 from bias_audit.records.errors import RecordError
 
 if TYPE_CHECKING:
-    from bias_audit.records.results import Manifest, SampleSheet
+    from bias_audit.records.manifest import Manifest
+    from bias_audit.records.samples import SampleSheet
 
 # No record holds a picture of more pixels a side; a larger one is refused before it is decoded.
 MOST_SIDE = 1024

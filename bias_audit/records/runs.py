@@ -19,14 +19,9 @@ from bias_audit.records.arrays import read_changed, read_scores, read_sheet, rea
 from bias_audit.records.errors import MissingEvidenceError, RecordError
 from bias_audit.records.files import ARRAYS, AUDITS, CHANGED, MANIFEST, SAMPLES, find_run
 from bias_audit.records.log import Line, parse_line, read_manifest, sha256
-from bias_audit.records.results import (
-    AuditSummary,
-    ChangedPictures,
-    Manifest,
-    SampleScores,
-    SampleSheet,
-    SampleTable,
-)
+from bias_audit.records.manifest import Manifest
+from bias_audit.records.results import AuditSummary
+from bias_audit.records.samples import ChangedPictures, SampleScores, SampleSheet, SampleTable
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,18 @@ class Run:
         if count is None or count >= of:
             return ""
         return f"the audit at step {self.audits[index].step} is partial: it holds {count} of {of} samples"
+
+    def place_of(self, audit: int) -> int:
+        """Where in `audits` the one is that a person named by its number from 0; -1 is the last.
+
+        Raises:
+            ValueError: there is none of that number.
+        """
+        count = len(self.audits)
+        if not -count <= audit < count:
+            have = f"0 to {count - 1}, or -1 for the last" if count else "none: the run recorded no audit"
+            raise ValueError(f"{self.path}: there is no audit {audit}; there are {have}")
+        return audit % count
 
     def array_file(self, index: int) -> str | None:
         """The file of audit `index` below the run directory; None where its arrays were dropped."""

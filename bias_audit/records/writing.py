@@ -22,8 +22,10 @@ from bias_audit.records.arrays import changed_bytes, scores_bytes, sheet_bytes
 from bias_audit.records.errors import RecordError
 from bias_audit.records.files import ARRAYS, AUDITS, CHANGED, MANIFEST, OWN, PREVIOUS, SAMPLES
 from bias_audit.records.log import Line, kind_of, line_bytes, manifest_bytes, read_manifest, sha256, whole_lines
-from bias_audit.records.results import AuditResult, AuditSummary, Manifest, SampleSheet
+from bias_audit.records.manifest import Manifest
+from bias_audit.records.results import AuditResult, AuditSummary
 from bias_audit.records.runs import Run, RunReader, stays
+from bias_audit.records.samples import SampleSheet
 
 # The manifest of a run that is being moved to `previous`.
 _LEAVING = "manifest.previous.json"

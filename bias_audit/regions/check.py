@@ -39,7 +39,7 @@ def check_regions(survey: Survey, limits: Limits | None = None) -> RegionReport:
     Example:
         >>> from bias_audit.regions.region_set import read_set
         >>> from bias_audit.regions.survey import survey
-        >>> check_regions(survey(read_set("audit.yaml"))).exit_code  # doctest: +SKIP
+        >>> check_regions(survey(read_set("data.yaml"))).exit_code  # doctest: +SKIP
         0
     """
     limits = Limits() if limits is None else limits

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.evidence.clusters import ClassClusters, Cluster, ranked, spray
-from bias_audit.records.results import SampleScores
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import SampleScores
 from bias_audit.terms import REMAINDER
 
 Floats = npt.NDArray[np.float64]
@@ -30,8 +30,8 @@ class Lead:
     why: str
 
 
-def unexplained(run: Run, *, audit: int = -1) -> tuple[Lead, ...]:
-    """The audited images whose heatmaps lie where no region explains them, the most telling first.
+def unexplained(run: Run) -> tuple[Lead, ...]:
+    """The images of a run's last audit whose heatmaps lie where no region explains them, the most telling first.
 
     A heatmap is unexplained if the remainder, which no region covers, has more of its energy than its area alone would
     give, or a tenth more than is usual in its class (the median). Those come from the most to the least such energy.
@@ -41,11 +41,8 @@ def unexplained(run: Run, *, audit: int = -1) -> tuple[Lead, ...]:
 
     The maps are those of the first method that the run recorded.
 
-    Args:
-        audit: index of the audit in order of time; -1 is the last.
-
     Raises:
-        ValueError: there is no such audit.
+        ValueError: the run has no audit.
         RecordError: its records cannot be read.
 
     Example:
@@ -53,9 +50,7 @@ def unexplained(run: Run, *, audit: int = -1) -> tuple[Lead, ...]:
         >>> unexplained(read_run("runs/today"))[0]  # doctest: +SKIP
         Lead(file='0001.jpg', why='cluster 2 of nurse')
     """
-    if not -len(run.audits) <= audit < len(run.audits):
-        raise ValueError(f"{run.path}: there is no audit {audit}: it recorded {len(run.audits)}")
-    scores, table, subjects = run.scores(audit), run.sample_table(), run.manifest.subjects
+    scores, table, subjects = run.scores(run.place_of(-1)), run.sample_table(), run.manifest.subjects
     at = {name: i for i, name in enumerate(table.ids)}
     attributes = table.attributes[[at[name] for name in scores.ids]]
     found = spray(scores.maps[0], scores.labels, scores.correct, attributes, subjects, seed=run.manifest.seed)

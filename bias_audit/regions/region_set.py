@@ -99,7 +99,7 @@ def read_set(data: Path, images: Path | None = None, format: str | None = None) 
         ValueError: what cannot be read; a `Misfit` where that is more than one thing.
 
     Example:
-        >>> read_set(Path("audit.yaml")).region_names  # doctest: +SKIP
+        >>> read_set(Path("data.yaml")).region_names  # doctest: +SKIP
         ('tie', 'person')
     """
     if images is None:

@@ -55,20 +55,17 @@ def run_clusters(run: Run, *, audit: int = -1, method: str | None = None) -> Run
         >>> from bias_audit.records.runs import read_run
         >>> run_clusters(read_run("runs/today"), audit=0).classes  # doctest: +SKIP
     """
-    count, methods = len(run.audits), run.manifest.methods
-    if not -count <= audit < count:
-        have = f"0 to {count - 1}, or -1 for the last" if count else "none: the run recorded no audit"
-        raise ValueError(f"{run.path}: there is no audit {audit}; there are {have}")
+    place, methods = run.place_of(audit), run.manifest.methods
     method = methods[0] if method is None else method
     if method not in methods:
         raise ValueError(f"{run.path}: no maps by {method!r} were recorded: expected one of {', '.join(methods)}")
-    scores, sheet = run.scores(audit), run.sheet()
+    scores, sheet = run.scores(place), run.sheet()
     at = {name: i for i, name in enumerate(sheet.ids)}
     rows = [at[name] for name in scores.ids]
     maps, seed = scores.maps[scores.methods.index(method)], run.manifest.seed
     classes = spray(maps, scores.labels, scores.correct, sheet.attributes[rows], run.manifest.subjects, seed=seed)
     thumbnails = tuple(sheet.thumbnails[row] for row in rows)
-    return RunClusters(run.audits[audit].step, method, scores.ids, thumbnails, classes, seed)
+    return RunClusters(run.audits[place].step, method, scores.ids, thumbnails, classes, seed)
 
 
 def draw_clusters(path: str | Path, found: RunClusters) -> int:

@@ -21,7 +21,7 @@ from bias_audit.gate.compare import QUESTIONS, Comparison, Difference, Side
 from bias_audit.headlines import is_headline
 from bias_audit.overlays import overlay
 from bias_audit.records.pictures import opened, outlined
-from bias_audit.records.results import SampleScores, SampleSheet
+from bias_audit.records.samples import SampleScores, SampleSheet
 from bias_audit.report.numbers import interval, minus, signed
 from bias_audit.report.pages import content_security_policy, data_uri, resource, template
 from bias_audit.report.series import method_name

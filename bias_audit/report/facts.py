@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from bias_audit.records.history import onsets
-from bias_audit.records.results import AuditSummary, RegionCount
+from bias_audit.records.manifest import RegionCount
+from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import Run
 from bias_audit.report.numbers import interval
 from bias_audit.report.series import method_name

@@ -60,7 +60,7 @@ def write_regions(path: str | Path, report: RegionReport) -> Path:
         OSError: the page cannot be written.
 
     Example:
-        >>> write_regions("regions.html", check_regions(survey(read_set("audit.yaml"))))  # doctest: +SKIP
+        >>> write_regions("regions.html", check_regions(survey(read_set("data.yaml"))))  # doctest: +SKIP
         PosixPath('regions.html')
     """
     path = Path(path)

@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from bias_audit.records.panels import most_looked
 from bias_audit.records.pictures import opened
-from bias_audit.records.results import AuditSummary, ChangedPictures, SampleScores, SampleSheet
+from bias_audit.records.results import AuditSummary
 from bias_audit.records.runs import Run
+from bias_audit.records.samples import ChangedPictures, SampleScores, SampleSheet
 from bias_audit.report.series import method_name, region_styles, thin
 
 # Bytes that the viewer's data may take before base64; charts and tables of 50 audits take less than the rest of 5 MB.

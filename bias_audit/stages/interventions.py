@@ -27,7 +27,7 @@ from bias_audit.evidence.probe import probe, region_probe
 from bias_audit.plan import AuditPlan
 from bias_audit.progress import Progress
 from bias_audit.ranks import Ranks
-from bias_audit.records.results import ChangedPictures
+from bias_audit.records.samples import ChangedPictures
 from bias_audit.stages.passes import ForwardPasses
 from bias_audit.stages.scoring import decisions_of
 from bias_audit.terms import INTERVENTION_METRICS, PROBE_METRICS, Estimate

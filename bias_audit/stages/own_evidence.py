@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bias_audit.plan import AuditPlan
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.terms import OWN, OWN_NAME, Estimate, Subjects
 
 

@@ -28,7 +28,7 @@ from bias_audit.localization import (
     with_remainder,
 )
 from bias_audit.plan import AuditPlan
-from bias_audit.records.results import SampleScores
+from bias_audit.records.samples import SampleScores
 from bias_audit.terms import REMAINDER
 
 # Bytes of regions that are kept on the device from audit to audit: 5,000 images of 224 x 224. Others are made anew.
@@ -64,7 +64,11 @@ def score_batch(
     magnitude = maps.flatten(2).amax(dim=2)
     scaled = maps / torch.where(magnitude > 0, magnitude, 1).view(*maps.shape[:2], *(1 for _ in maps.shape[2:]))
     areas = torch.where(projected.area > 0, projected.area, torch.nan)
-    values = _localized(maps, projected, regions, plan)
+    share = energy_share(maps, projected)
+    scored = [share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold)]
+    for name, metric in zip(plan.metric_names, plan.metrics, strict=True):
+        scored.append(_checked(name, metric(maps, projected), share))
+    values = torch.stack([torch.where(s.valid, s.value, torch.nan) for s in scored])
     return BatchScores(values, scaled.half(), magnitude, areas, *decisions_of(taken.outputs, labels))
 
 
@@ -82,14 +86,6 @@ def maps_of(taken: Capture, plan: AuditPlan) -> Tensor:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"method {name}: expected maps of shape {expected} (images, places), got {got}")
     return torch.stack([found.detach().float() for _, found in maps])
-
-
-def _localized(maps: Tensor, projected: ProjectedRegions, regions: PixelRegions, plan: AuditPlan) -> Tensor:
-    share = energy_share(maps, projected)
-    scored = [share, enrichment(share, projected.area), *score_maps(maps, regions, plan.iou_threshold)]
-    for name, metric in zip(plan.metric_names, plan.metrics, strict=True):
-        scored.append(_checked(name, metric(maps, projected), share))
-    return torch.stack([torch.where(s.valid, s.value, torch.nan) for s in scored])
 
 
 def _checked(name: str, given: object, like: Scored) -> Scored:

@@ -38,11 +38,7 @@ def print_run(console: Console, run: Run, index: int, pictures: int) -> None:
         ValueError: there is no such audit.
         RecordError: the samples or the audit's arrays cannot be read.
     """
-    count = len(run.audits)
-    if not -count <= index < count:
-        have = f"0 to {count - 1}, or -1 for the last" if count else "none: the run recorded no audit"
-        raise ValueError(f"{run.path}: there is no audit {index}; there are {have}")
-    index %= count
+    index = run.place_of(index)
     audit, past = run.audits[index], run.audits[: index + 1]
     console.print(text(f"{run.manifest.model}, layer {run.manifest.layer}: {run.path}", "bold"))
     console.print(findings_table(audit.judgement))

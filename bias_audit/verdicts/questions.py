@@ -93,18 +93,25 @@ class Evidence:
     def removal(self, region: str) -> Answer:
         """Evidence (b): do decisions change when the region is removed, beyond those that control regions change?
 
-        Where no control region fits, all that can be shown is that hardly any change at all.
+        Where most images have no room for a control region, of all or of a class, the others do not speak for them: all
+        that can be shown is that hardly any decision changes at all.
         """
         limit, what = self.policy.tolerance.removal_flips, f"the removal of {region}"
-        for bare in (e for e in self._of("fill_flips", region=region) if e.method == INPAINTING):
-            answer = self._exceeds([bare], limit, what, by_class=False)
-            if not bare.measured or bare.value is None or bare.value <= limit:
-                return answer
-            # More images would not tell how much of it is the hole's, whatever was in it.
-            changes = f"{what} changes {percent(bare)} of the decisions"
-            return replace(answer, reason=f"{changes}, and no control region fits to compare with", settle=None)
         removed = self._of("removal_flips", region=region)
-        return self._exceeds(removed, limit, what, by_class=False) if removed else NOT_ASKED
+        answer = self._exceeds(removed, limit, what, by_class=False) if removed else NOT_ASKED
+        bare = [e for e in self._of("fill_flips", region=region) if e.method == INPAINTING]
+        if answer.there or not bare:
+            return answer
+        uncompared = {e.class_name for e in bare}
+        compared = [e for e in removed if e.class_name not in uncompared]
+        answer = self._exceeds([*compared, *bare], limit, what, by_class=False)
+        e = answer.estimate
+        if answer.there is not None or e not in bare or e is None or e.value is None or e.value <= limit:
+            return answer
+        # More images would not tell how much of it is the hole's, whatever was in it.
+        for_class = f"for class {e.class_name} " if e.class_name else ""
+        changes = f"{for_class}{what} changes {percent(e)} of the decisions"
+        return replace(answer, reason=f"{changes}, and no control region fits to compare with", settle=None)
 
     def contrast(self, region: str, attribute: str) -> Answer:
         """Evidence (b): does the decision hang on what the region says of the attribute?

@@ -15,7 +15,7 @@ from bias_audit.callbacks.wandb.keys import MOST_CLASSES, Keys
 from bias_audit.overlays import overlay
 from bias_audit.records.panels import fixed_panel
 from bias_audit.records.pictures import opened
-from bias_audit.records.results import SampleScores, SampleSheet
+from bias_audit.records.samples import SampleScores, SampleSheet
 from bias_audit.terms import ROLES, Estimate, Subjects
 
 if TYPE_CHECKING:

@@ -34,10 +34,11 @@ from bias_audit.callbacks.wandb.records import SentRecords
 from bias_audit.records.files import REPORT
 from bias_audit.records.history import onsets
 from bias_audit.records.panels import PANEL, WORST, fixed_panel, worst
-from bias_audit.records.results import AuditResult, AuditSummary, SampleScores
+from bias_audit.records.results import AuditResult, AuditSummary
 from bias_audit.records.runs import (
     read_run,
 )
+from bias_audit.records.samples import SampleScores
 from bias_audit.report.page import render
 from bias_audit.terms import Outcome, Verdict
 

@@ -7,9 +7,8 @@
     SegmentationObject/a.png  the colour of the object at each pixel
 
 Pixels count from 1 and `xmax` is within the box: the first pixel alone is 1, 1, 1, 1. (Of tools that count from 0 the
-boxes are a pixel larger.) What is painted is no box any
-more: an image's boxes of a class that is painted in it are passed over, those of parts are not. Black, VOC's border and
-what labelmap.txt calls background or ignored is no class.
+boxes are a pixel larger.) What is painted is no box any more: an image's boxes of a class that is painted in it are
+passed over, those of parts are not. Black, VOC's border and what labelmap.txt calls background or ignored is no class.
 
 Enters: the folder with these, or the one of the XML files alone, or one such file; or SegmentationClass without XML,
 for which the folder of the images tells their names. Leaves: `Annotations`, an object's number being its instance; or
