@@ -26,11 +26,11 @@ demo: $(INSTALLED)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test: $(INSTALLED)
-	$(PYTEST) $(ARGS)
+	$(PYTEST)
 
 # Lines and branches that `make test` runs, in processes of their own too; fails under 90 %.
-coverage:
-	$(MAKE) --no-print-directory test ARGS='--cov --cov-report=term-missing'
+coverage: $(INSTALLED)
+	$(PYTEST) --cov --cov-report=term-missing
 
 # What `make test` leaves out.
 test-slow: $(INSTALLED)

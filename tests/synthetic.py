@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from bias_audit.policies.policy import Policy
@@ -53,14 +52,14 @@ POLICY = Policy.model_validate(
 )
 
 
-def made_once(folders: pytest.TempPathFactory) -> Callable[..., Run]:
+def made_once(new_folder: Callable[[str], Path]) -> Callable[..., Run]:
     """`make_run` of one audit of 60 samples, made once for the same arguments; not to be written to."""
     made: dict[str, Run] = {}
 
     def of(**options: Any) -> Run:
         known = repr(sorted(options.items(), key=lambda item: item[0]))
         if known not in made:
-            path = folders.mktemp("runs") / "run"
+            path = new_folder("runs") / "run"
             made[known] = read_run(make_run(path, **{"audits": 1, "samples": 60} | options))
         return made[known]
 

@@ -74,7 +74,7 @@ def regressions(now: Run, before: Baseline, *contents: dict[str, Any], **policy:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    return made_once(tmp_path_factory)
+    return made_once(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")

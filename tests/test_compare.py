@@ -35,7 +35,7 @@ COMMAND = str(Path(sys.executable).with_name("bias-audit"))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    return made_once(tmp_path_factory)
+    return made_once(tmp_path_factory.mktemp)
 
 
 def of(found: Comparison, metric: str, **names: str | None) -> Difference:
